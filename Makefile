@@ -1,0 +1,43 @@
+# One command each: the first call sets the machine up, later calls start at once.
+
+# The first of these that is Python 3.11 or 3.12; `make install PYTHON=…` names another.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# One thread a test process: two processes with two threads each only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+.PHONY: install run test lint bench controls base clean
+
+install: .venv/installed
+
+run: .venv/installed
+	$(BIN)/python train.py
+
+test: .venv/installed-tests
+	$(PYTEST) tests
+
+lint: .venv/installed-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are touched last, so that a set-up that was cut short is done again.
+.venv/made:
+	@test -n "$(PYTHON)" || { echo 'No Python 3.11 or 3.12 here: install one, or name it: make PYTHON=/path/to/python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/installed: setup.py constraints.txt | .venv/made
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-tests: setup.py constraints.txt | .venv/made
+	$(PIP) --editable '.[test,lint]'
+	touch .venv/installed $@

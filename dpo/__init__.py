@@ -1,0 +1,24 @@
+"""Preferences → weights: DPO and SFT. Knows no text, no sampling and no judge."""
+
+from dpo.checkpoint import forget
+from dpo.lines import Pair, Row
+from dpo.logprobs import response_logps
+from dpo.losses import cdpo_loss, dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss, sft_loss
+from dpo.settings import TrainSettings
+from dpo.trainer import train_dpo, train_sft
+
+__all__ = [
+    "Pair",
+    "Row",
+    "TrainSettings",
+    "cdpo_loss",
+    "dpo_loss",
+    "forget",
+    "hinge_loss",
+    "ipo_loss",
+    "response_logps",
+    "robust_dpo_loss",
+    "sft_loss",
+    "train_dpo",
+    "train_sft",
+]

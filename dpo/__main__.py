@@ -1,0 +1,149 @@
+"""`python -m dpo MODEL --pairs FILE --out DIR`: DPO alone; with `--sft FILE`: SFT alone.
+
+Runs under torchrun too. The same command again goes on where a killed one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+from dpo import Pair, Row, TrainSettings, forget, train_dpo, train_sft
+from llama import Llama, Tokenizer, encode_example, load_sharded, save
+from llama.parallel import Group, start
+from seed.read import read_ift
+from seed.rows import Kind, read_rows, refuse
+
+# The paper's settings, where they are not TrainSettings' own
+SFT_RATES = {"learning_rate": 5.5e-6, "min_learning_rate": 1.1e-6}
+DPO_RATES = {"learning_rate": 1e-6, "min_learning_rate": 1e-7}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 2, after one line, for what the user can mend."""
+    given = vars(_parser().parse_args(arguments))
+    group = start()
+    try:
+        _run(given, group)
+    except (ValueError, OSError) as error:
+        if group.is_main:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last save", file=sys.stderr)
+        return 130
+    group.stop()
+    return 0
+
+
+def _run(given: dict[str, Any], group: Group) -> None:
+    out: Path = given["out"]
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} holds a model already: choose another --out")
+    rates = SFT_RATES if given["sft"] else DPO_RATES
+    chosen = {name: given[name] for name in _OPTIONS if given[name] is not None}
+    settings = TrainSettings(**{**rates, **chosen})
+    if bool(given["replay"]) != bool(settings.replay_weight):
+        raise ValueError("--replay and --replay-weight go together: give both or neither")
+    dtype = torch.bfloat16 if given["bfloat16"] else torch.float32
+    model, tokenizer = load_sharded(given["model"], group, dtype)
+    kept = {"seed": given["seed"], "group": group, "directory": out}
+    if given["sft"]:
+        train_sft(model, read_sft(given["sft"], model, tokenizer), settings, **kept)
+    else:
+        replay = read_sft(given["replay"], model, tokenizer) if given["replay"] else []
+        pairs = read_pairs(given["pairs"], model, tokenizer)
+        train_dpo(model, pairs, settings, replay=replay, **kept)
+    save(model, tokenizer, out)
+    forget(out, group)
+
+
+def read_sft(path: Path, model: Llama, tokenizer: Tokenizer) -> list[Row]:
+    """Rows `id, prompt, response` (and `system`), encoded. Raises ValueError with file and line."""
+    return [
+        _encoded(path, line, model, tokenizer, row, "response")
+        for line, row in enumerate(read_ift(path), start=1)
+    ]
+
+
+def read_pairs(path: Path, model: Llama, tokenizer: Tokenizer) -> list[Pair]:
+    """Rows `id, prompt, chosen, rejected` (and `system`), encoded.
+
+    Raises ValueError with file and line, also where chosen and rejected are the same.
+    """
+    text = Kind("a string", _is_string)
+    names = ("id", "prompt", "chosen", "rejected")
+    pairs = []
+    rows = read_rows(path, dict.fromkeys(names, text), {"system": text})
+    for line, row in enumerate(rows, start=1):
+        both = [
+            _encoded(path, line, model, tokenizer, row, name) for name in ("chosen", "rejected")
+        ]
+        if both[0] == both[1]:
+            refuse(path, line, "chosen and rejected are the same text", "remove the row")
+        pairs.append(Pair(*both))
+    return pairs
+
+
+def _encoded(
+    path: Path, line: int, model: Llama, tokenizer: Tokenizer, row: dict[str, Any], answer: str
+) -> Row:
+    ids, is_response = encode_example(tokenizer, row["prompt"], row[answer], row.get("system"))
+    longest = model.config.max_seq_len
+    if len(ids) > longest:
+        complaint = f"prompt and {answer} are {len(ids)} tokens, the model reads at most {longest}"
+        refuse(path, line, complaint, "shorten or remove the row")
+    return Row(ids, is_response)
+
+
+def _is_string(value: Any) -> bool:
+    """Half a surrogate pair is a string to Python, but no text."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+_HELP = {
+    "learning_rate": "highest; default 5.5e-6 for SFT, 1e-6 for DPO",
+    "min_learning_rate": "where the cosine ends; default 1.1e-6 for SFT, 1e-7 for DPO",
+    "epochs": "times that each row is seen",
+    "batch_size": "rows or pairs in a step, over all ranks",
+    "warmup_steps": "steps in which the rate rises",
+    "weight_decay": "on matrices",
+    "clip": "largest norm of the gradient",
+    "dropout": "in training",
+    "micro_tokens": "in one forward pass; lower it where memory is short",
+    "beta": "DPO: how dear it is to leave the reference",
+    "nll_weight": "DPO: weight of the chosen responses' loss per token",
+    "replay_weight": "DPO: weight of the loss per token of --replay's rows",
+    "max_steps": "stop after so many",
+    "save_every": "steps between two saves to go on from",
+}
+_OPTIONS = tuple(_HELP)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dpo", description=__doc__)
+    parser.add_argument("model", type=Path, help="checkpoint, in Hugging Face's layout or Meta's")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--pairs", type=Path, help="JSONL of id, prompt, chosen, rejected")
+    data.add_argument("--sft", type=Path, help="JSONL of id, prompt, response")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the trained model")
+    parser.add_argument("--replay", type=Path, help="DPO: JSONL as for --sft, mixed into each step")
+    parser.add_argument("--bfloat16", action="store_true", help="compute in it; weights stay fp32")
+    parser.add_argument("--seed", type=int, default=0, help="of the order and of dropout")
+    types = get_type_hints(TrainSettings)
+    for field in fields(TrainSettings):
+        kind = types[field.name] if types[field.name] in (int, float) else int
+        default = "" if field.default in (MISSING, None) else f"; default {field.default}"
+        text = _HELP[field.name]
+        help_text = text if "default" in text else text + default
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=help_text)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

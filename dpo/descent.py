@@ -1,0 +1,214 @@
+"""The one training loop: an objective's steps, in turn, each an update of the weights.
+
+Knows no difference between SFT and DPO, and of files only where to put what it keeps.
+"""
+
+# S responses
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dpo.checkpoint import load_training, read_state, save_training
+from dpo.lines import Line, pad
+from dpo.logprobs import chunk_for, chunked_logps
+from dpo.objectives import Job, Objective
+from dpo.records import Records
+from dpo.settings import TrainSettings
+from llama.model import Llama
+from llama.parallel import Group, clip_grad_norm
+
+BETAS = (0.9, 0.95)  # Adam's, as Llama 2 was trained
+MAX_SKIPS = 5  # steps in a row without a finite loss and gradient
+MAY_CHANGE = {"micro_tokens", "save_every"}  # on resume: they change no step
+
+Record = dict[str, Any]
+
+
+def forward_logps(model: Llama, lines: Sequence[Line], device: torch.device) -> Tensor:
+    """Summed log-probability [S] of each response of some lines, in one forward pass."""
+    batch = pad(lines).to(device)
+    chunk = chunk_for(model.config.vocab_size)
+
+    def head(hidden_BTC: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        scored = batch.source_N, batch.target_N, batch.count_S
+        return chunked_logps(hidden_BTC, project, *scored, chunk)
+
+    logp_S: Tensor = model(batch.tokens_BT, batch.attend, head)
+    return logp_S
+
+
+@dataclass
+class Progress:
+    """How far a run is; with weights and moments, all that it takes to go on."""
+
+    step: int = 0  # the next one
+    skipped: int = 0  # steps that changed nothing
+    in_a_row: int = 0  # of them, the last ones
+    record: Record = field(default_factory=dict)  # the last step's
+    record_bytes: int = 0
+
+    def count(self, record: Record) -> None:
+        """Takes note of a step. ValueError, naming it, at the MAX_SKIPS-th bad one in a row."""
+        bad = [name for name in ("loss", "grad_norm") if record[name] is None]
+        self.step, self.record = record["step"] + 1, record
+        self.skipped += bool(bad)
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        if self.in_a_row == MAX_SKIPS:
+            raise ValueError(
+                f"training step {record['step']}: {bad[0]} is not finite, {MAX_SKIPS} steps in a "
+                "row; lower the learning rate or look at this step's data"
+            )
+
+
+class Descent:
+    """One run of the optimizer over an objective; `run` is all there is to call."""
+
+    def __init__(
+        self,
+        model: Llama,
+        objective: Objective,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        group: Group,
+        directory: Path | None,
+    ) -> None:
+        self.model, self.objective, self.settings = model, objective, settings
+        self.seed, self.group, self.directory = seed, group, directory
+        self.steps = settings.steps(objective.steps_per_epoch)
+        matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+        gains = [weight for weight in model.parameters() if weight.ndim == 1]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": gains, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
+
+    def run(self, identity: Record, description: str) -> dict[str, float]:
+        """Takes all steps that are left; returns the metrics.
+
+        identity: what model and data these are; a frozen run with another one is refused.
+        """
+        identity = {"seed": self.seed, **_fixed(self.settings), **identity}
+        progress = self._resume(identity)
+        is_main, started, tokens = self.group.is_main, time.perf_counter(), 0
+        records = Records(self.directory if is_main else None, progress.record_bytes)
+        bar = tqdm(desc=description, initial=progress.step, total=self.steps, disable=not is_main)
+        with records, bar, _training(self.model, self.settings.dropout):
+            while progress.step < self.steps:
+                record = self._step(progress.step)
+                records.add(record)
+                progress.count(record)
+                if progress.step % self.settings.save_every == 0 or progress.step == self.steps:
+                    progress.record_bytes = records.sync()
+                    self._save(identity, progress)
+                tokens += record["tokens"]
+                speed = tokens / (time.perf_counter() - started)
+                bar.set_postfix(_shown(record, speed), refresh=False)
+                bar.update()
+        seconds = time.perf_counter() - started
+        counts = {"steps": self.steps, "skipped": progress.skipped, "tokens": tokens}
+        speed = {"seconds": seconds, "tokens_per_second": tokens / seconds}
+        return {**progress.record, **counts, **speed}
+
+    def _step(self, step: int) -> Record:
+        """One update of the weights, or none if loss or gradient is not finite; its record."""
+        jobs = self.objective.jobs(step, self.group.world_size)
+        rate = self.settings.learning_rate_at(step, self.steps)
+        where = self.group.phase(f"training step {step}")
+        with where, _dropout_seeded(self.group, self.seed, step), self._naming_memory(step):
+            shares = self._accumulate(jobs[self.group.rank :: self.group.world_size])
+            norm = clip_grad_norm(self.model, self.settings.clip, self.group)
+            if isfinite(shares["loss"]) and isfinite(norm):
+                for parameters in self.optimizer.param_groups:
+                    parameters["lr"] = rate
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+        tokens = sum(len(line) for job in jobs for line in job.lines)
+        numbers = {**shares, "grad_norm": norm, "learning_rate": rate, "tokens": tokens}
+        finite = {name: value if isfinite(value) else None for name, value in numbers.items()}
+        return {"step": step, **finite}
+
+    def _accumulate(self, jobs: Sequence[Job]) -> dict[str, float]:
+        """Gradients of this rank's jobs, added up; the shares, added up over all ranks."""
+        measured: dict[str, list[Tensor]] = {}
+        for job in jobs:
+            shares = job.measure(forward_logps(self.model, job.lines, self.group.device))
+            shares["loss"].backward()
+            for name, share in shares.items():
+                measured.setdefault(name, []).append(share.detach().double())
+        names = sorted(measured)
+        totals = torch.stack([torch.stack(measured[name]).sum() for name in names])
+        return dict(zip(names, self.group.sum(totals.tolist())))  # the one wait for the device
+
+    def _save(self, identity: Record, progress: Progress) -> None:
+        if self.directory is not None:
+            state = {"identity": identity, "progress": asdict(progress)}
+            save_training(self.directory, self.model, self.optimizer, state, self.group)
+
+    def _resume(self, identity: Record) -> Progress:
+        """The frozen run's progress, its weights and moments loaded; or that of a beginning."""
+        state = None if self.directory is None else read_state(self.directory)
+        if self.directory is None or state is None:
+            return Progress()
+        was = state["identity"]
+        names = [name for name in identity if was.get(name) != identity[name]]
+        if names:
+            changes = "; ".join(f"{n} was {was.get(n)}, is {identity[n]}" for n in names)
+            raise ValueError(f"{self.directory} holds another training run: {changes}")
+        load_training(self.directory, self.model, self.optimizer, state["updates"])
+        return Progress(**state["progress"])
+
+    @contextmanager
+    def _naming_memory(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"training step {step} does not fit in memory: lower micro_tokens "
+                f"(now {self.settings.micro_tokens}) and run again"
+            ) from error
+
+
+def _fixed(settings: TrainSettings) -> Record:
+    return {name: value for name, value in asdict(settings).items() if name not in MAY_CHANGE}
+
+
+def _shown(record: Record, speed: float) -> dict[str, str]:
+    names = ("loss", "accuracy", "margin", "grad_norm")
+    shown = {name: f"{record[name]:.3g}" for name in names if record.get(name) is not None}
+    return {**shown, "tokens/s": f"{speed:,.0f}"}
+
+
+@contextmanager
+def _training(model: Llama, dropout: float) -> Iterator[None]:
+    """Train mode with this dropout; afterwards eval mode with none."""
+    model.train()
+    model.dropout = dropout
+    try:
+        yield
+    finally:
+        model.eval()
+        model.dropout = 0.0
+
+
+@contextmanager
+def _dropout_seeded(group: Group, seed: int, step: int) -> Iterator[None]:
+    """Dropout draws from the global generators: seeded by (seed, step, rank), then restored."""
+    cards = [group.device] if group.device.type == "cuda" else []
+    bits = np.random.SeedSequence([seed, step, group.rank]).generate_state(1, np.uint64)
+    with torch.random.fork_rng(cards):
+        torch.manual_seed(int(bits[0]))
+        yield

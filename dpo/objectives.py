@@ -1,0 +1,124 @@
+"""What the steps of a run compute: which lines, and what becomes of their log-probabilities.
+
+A step is a list of jobs, one forward pass each. What a job measures are *shares*: already divided
+by the count over the whole step, which follows from the masks alone, so that shares only ever add
+up, over jobs and over ranks. Knows no optimizer, no file and no rank.
+"""
+
+# B pairs, S responses
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from dpo.batches import Dealer, micro_batches
+from dpo.lines import Line, Pair, Row
+from dpo.losses import dpo_loss, sft_loss
+from dpo.settings import TrainSettings
+
+Shares = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One forward pass: its lines, and what their responses' log-probabilities [S] say.
+
+    Of the shares that `measure` returns, `loss` is the one to descend.
+    """
+
+    lines: list[Line]
+    measure: Callable[[Tensor], Shares]
+
+
+class Objective(Protocol):
+    """What the training loop asks of SFT and DPO alike."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every item comes once."""
+
+    def jobs(self, step: int, parts: int) -> list[Job]:
+        """The jobs of a step, for `parts` ranks to take in turns; each rank gets equally many."""
+
+
+class SFT:
+    """Negative log-likelihood per response token; shares: `loss`, in nats."""
+
+    def __init__(self, rows: Dealer[Row], settings: TrainSettings) -> None:
+        self.rows, self.micro_tokens = rows, settings.micro_tokens
+        self.steps_per_epoch = rows.steps_per_epoch
+
+    def jobs(self, step: int, parts: int) -> list[Job]:
+        """The jobs of a step."""
+        lines = self.rows.step(step)
+        measure = partial(self._measure, tokens=sum(len(line.target_N) for line in lines))
+        return [Job(micro, measure) for micro in micro_batches(lines, self.micro_tokens, parts)]
+
+    def _measure(self, logp_S: Tensor, tokens: int) -> Shares:
+        return {"loss": sft_loss(logp_S).sum() / tokens}
+
+
+class DPO:
+    """DPO's loss, mean over pairs, + nll_weight · loss per token of the chosen responses
+    + replay_weight · loss per token of replayed rows, as many in a step as pairs.
+
+    Shares: `loss`, the sum; means over pairs: `dpo_loss, accuracy, margin, chosen_reward,
+    rejected_reward, chosen_logp, rejected_logp`; per token: `chosen_nll`, `replay_nll`.
+    """
+
+    def __init__(
+        self,
+        pairs: Dealer[Pair],
+        reference: tuple[Tensor, Tensor],
+        replay: Dealer[Row] | None,
+        settings: TrainSettings,
+    ) -> None:
+        self.pairs, self.reference, self.replay, self.settings = pairs, reference, replay, settings
+        self.steps_per_epoch = pairs.steps_per_epoch
+
+    def jobs(self, step: int, parts: int) -> list[Job]:
+        """The jobs of a step: the pairs', then the replayed rows'."""
+        lines = self.pairs.step(step)
+        tokens = sum(int(line.count_S[0]) for line in lines)
+        jobs = [
+            Job(micro, partial(self._measure_pairs, lines=micro, pairs=len(lines), tokens=tokens))
+            for micro in micro_batches(lines, self.settings.micro_tokens, parts)
+        ]
+        if self.replay is None:
+            return jobs
+        rows = self.replay.step(step)
+        measure = partial(self._measure_replay, tokens=sum(len(line.target_N) for line in rows))
+        micros = micro_batches(rows, self.settings.micro_tokens, parts)
+        return jobs + [Job(micro, measure) for micro in micros]
+
+    def _measure_pairs(self, logp_S: Tensor, lines: list[Line], pairs: int, tokens: int) -> Shares:
+        chosen_B, rejected_B = logp_S.view(-1, 2).unbind(dim=1)
+        index = [line.index for line in lines]
+        reference_chosen_B, reference_rejected_B = (
+            logp_P[index].to(logp_S) for logp_P in self.reference
+        )
+        losses_B, chosen_reward_B, rejected_reward_B = dpo_loss(
+            chosen_B, rejected_B, reference_chosen_B, reference_rejected_B, self.settings.beta
+        )
+        means = {
+            "dpo_loss": losses_B,
+            "accuracy": chosen_reward_B > rejected_reward_B,
+            "margin": chosen_reward_B - rejected_reward_B,
+            "chosen_reward": chosen_reward_B,
+            "rejected_reward": rejected_reward_B,
+            "chosen_logp": chosen_B,
+            "rejected_logp": rejected_B,
+        }
+        shares = {name: values_B.sum() / pairs for name, values_B in means.items()}
+        shares["chosen_nll"] = sft_loss(chosen_B).sum() / tokens
+        shares["loss"] = shares["dpo_loss"] + self.settings.nll_weight * shares["chosen_nll"]
+        return shares
+
+    def _measure_replay(self, logp_S: Tensor, tokens: int) -> Shares:
+        nll = sft_loss(logp_S).sum() / tokens
+        return {"loss": self.settings.replay_weight * nll, "replay_nll": nll}

@@ -1,0 +1,64 @@
+"""What a training run may choose, and its learning rate at each step. Knows no model, no data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+POSITIVE = (
+    "learning_rate", "epochs", "batch_size", "clip", "micro_tokens", "beta", "save_every",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of `train_sft` and `train_dpo`; ValueError, with its name, for an impossible one."""
+
+    learning_rate: float
+    min_learning_rate: float = 0.0
+    epochs: float = 1.0
+    batch_size: int = 16  # rows (SFT) or pairs (DPO) in an optimizer step, over all ranks
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest global norm of the gradient
+    dropout: float = 0.1
+    micro_tokens: int = 8192  # in one forward pass, padding included
+    beta: float = 0.1  # DPO's inverse temperature
+    nll_weight: float = 0.0  # DPO: weight of the chosen responses' loss per token
+    replay_weight: float = 0.0  # DPO: weight of the replayed rows' loss per token
+    max_steps: int | None = None
+    save_every: int = 200  # steps
+
+    def __post_init__(self) -> None:
+        for name in POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, found {getattr(self, name)!r}")
+        for name in ("warmup_steps", "weight_decay", "nll_weight", "replay_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)!r}")
+        if not 0 <= self.min_learning_rate <= self.learning_rate:
+            found = self.min_learning_rate
+            raise ValueError(
+                f"min_learning_rate must lie between 0 and learning_rate, found {found!r}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, found {self.dropout!r}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, found {self.max_steps!r}")
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Number of optimizer steps in the run."""
+        whole = max(1, round(self.epochs * steps_per_epoch))
+        return whole if self.max_steps is None else min(whole, self.max_steps)
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of step 0 … steps-1.
+
+        Up in a straight line over the warm-up, then half a cosine down, which would reach
+        `min_learning_rate` one step after the last.
+        """
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        height = (1 + math.cos(math.pi * done)) / 2
+        return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * height

@@ -1,0 +1,98 @@
+"""SFT and DPO: rows or pairs in, better weights out. Knows no text and no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from dpo.batches import Dealer, micro_batches
+from dpo.descent import Descent, forward_logps
+from dpo.lines import Pair, Row, pair_line, row_line
+from dpo.objectives import DPO, SFT
+from dpo.reference import Reference, reference_key, reference_logps, rows_key
+from dpo.settings import TrainSettings
+from llama import fingerprint
+from llama.model import Llama
+from llama.parallel import Group
+
+PROBES = 64  # SFT data are known again by this many rows: reading all would mean encoding all
+
+
+def train_sft(
+    model: Llama,
+    rows: Sequence[Row],
+    settings: TrainSettings,
+    *,
+    seed: int,
+    group: Group,
+    directory: Path | None = None,
+    description: str = "SFT",
+) -> dict[str, float]:
+    """Trains `model` in place on the response tokens of `rows`.
+
+    rows: may encode lazily; each is read when its turn comes, once an epoch.
+    directory: gets `train.jsonl`, a line a step, and every `save_every` steps the frozen run, from
+      which the same call goes on to the same bytes (`forget` removes it). None: nothing is kept.
+    Returns the last step's metrics and `steps, skipped, tokens, seconds, tokens_per_second`.
+    Raises ValueError, naming the row or the step, for data that cannot be trained on, for a
+    directory that holds another run, where loss or gradient stay infinite or NaN, and where memory
+    does not suffice; OSError if nothing can be written.
+    """
+    dealer = Dealer(rows, partial(row_line, longest=_longest(model)), settings.batch_size, seed)
+    probes = sorted({i * (len(rows) - 1) // (PROBES - 1) for i in range(PROBES)})
+    data = f"{len(rows)} rows {rows_key(rows[i] for i in probes)}"
+    objective = SFT(dealer, settings)
+    descent = Descent(model, objective, settings, seed=seed, group=group, directory=directory)
+    return descent.run({"data": data, "model": fingerprint(model)}, description)
+
+
+def train_dpo(
+    model: Llama,
+    pairs: Sequence[Pair],
+    settings: TrainSettings,
+    *,
+    seed: int,
+    group: Group,
+    directory: Path | None = None,
+    replay: Sequence[Row] = (),
+    description: str = "DPO",
+) -> dict[str, float]:
+    """Trains `model` in place by DPO on `pairs`; the reference is the model as it is given.
+
+    With a `replay_weight` each step also takes `batch_size` rows of `replay`. Otherwise as
+    `train_sft`; `directory` also gets the reference's log-probabilities.
+    """
+    line, row = (
+        partial(pair_line, longest=_longest(model)),
+        partial(row_line, longest=_longest(model)),
+    )
+    dealer = Dealer(pairs, line, settings.batch_size, seed)
+    replayed = Dealer(replay, row, settings.batch_size, seed) if settings.replay_weight else None
+    start = fingerprint(model)
+    key = reference_key(start, pairs)
+    reference = _reference(model, dealer, settings.micro_tokens, key, group, directory)
+    objective = DPO(dealer, reference, replayed, settings)
+    descent = Descent(model, objective, settings, seed=seed, group=group, directory=directory)
+    data = f"{len(pairs)} pairs {key}, {len(replay)} rows {rows_key(replay)}"
+    return descent.run({"data": data, "model": start}, description)
+
+
+def _longest(model: Llama) -> int:
+    return model.config.max_seq_len
+
+
+def _reference(
+    model: Llama,
+    pairs: Dealer[Pair],
+    micro_tokens: int,
+    key: str,
+    group: Group,
+    directory: Path | None,
+) -> Reference:
+    """Without dropout, in the micro-batches of the first epoch."""
+    model.eval()
+    forward = partial(forward_logps, model, device=group.device)
+    steps = map(pairs.step, range(pairs.steps_per_epoch))
+    micros = (m for lines in steps for m in micro_batches(lines, micro_tokens, group.world_size))
+    return reference_logps(forward, micros, key, directory, group)

@@ -1,0 +1,33 @@
+"""Turns text into scores, and scores into preferences. Knows no tensors; a model is a callable."""
+
+from judge import metrics
+from judge.canaries import canary_items, canary_scores
+from judge.compare import compare_responses, parse_choice
+from judge.complete import Complete, Completion
+from judge.eft import agreeing, make_eft, rebalance
+from judge.pairs import answer_pairs, judgement_pairs
+from judge.ranked import ranked_items, ranked_sets
+from judge.rubric import Rubric, load_rubric
+from judge.score import judge_responses, mean_score, parse_score
+
+__all__ = [
+    "Complete",
+    "Completion",
+    "Rubric",
+    "agreeing",
+    "answer_pairs",
+    "canary_items",
+    "canary_scores",
+    "compare_responses",
+    "judge_responses",
+    "judgement_pairs",
+    "load_rubric",
+    "make_eft",
+    "mean_score",
+    "metrics",
+    "parse_choice",
+    "parse_score",
+    "ranked_items",
+    "ranked_sets",
+    "rebalance",
+]

@@ -1,0 +1,39 @@
+"""What judging asks of the world: something that completes prompts. Knows no model."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+Row = dict[str, Any]  # one line of a JSONL file
+
+
+class Completion(Protocol):
+    """What came back for one sample."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finished(self) -> bool:
+        """False where the token budget ended the text, not its writer."""
+
+
+class Complete(Protocol):
+    """Completes every prompt n times; `sampling.Completer` is one, a test's fake another.
+
+    A sample depends on (seed, its prompt's id, its number among the n), on nothing beside it.
+    """
+
+    def __call__(
+        self,
+        prompts: list[str],
+        *,
+        ids: list[str],
+        n: int,
+        seed: int,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        raw: bool = False,
+        stop_at_newline: bool = False,
+        description: str,
+    ) -> Sequence[Sequence[Completion]]: ...

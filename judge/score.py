@@ -1,0 +1,78 @@
+"""Turns a judge's replies into scores. Knows no model; parses only what the judge itself wrote."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+from judge.complete import Complete, Row
+from judge.rubric import Rubric
+
+# ASCII digits only, and no letter before the word: "Underscore: 4" is no score.
+LABEL = re.compile(r"(?<![a-z0-9])score[*_`]*\s*:", re.IGNORECASE | re.ASCII)
+NUMBER = re.compile(r"[\s*_`]*(\d{1,3}(?:\.\d{1,6})?)(?:\s*/\s*(\d{1,3}))?[\s*_`.]*", re.ASCII)
+
+
+def parse_score(text: str, low: float = 0.0, high: float = 5.0) -> float | None:
+    """The score in which a judge's own reply ends: `Score: N` closes its last non-empty line.
+
+    `4`, `4.5`, `4/5` and `**4**.` are numbers here. None, never a number, for everything else: no
+    score on the last line, two of them, something after it, another denominator than `high`, or a
+    value outside [low, high].
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    labels = list(LABEL.finditer(lines[-1])) if lines else []
+    if len(labels) != 1:  # "Score: 2 … Score: 4" leaves open which is meant
+        return None
+    number = NUMBER.fullmatch(lines[-1], labels[0].end())
+    if number is None:
+        return None
+    value, of = float(number[1]), number[2]
+    if of is not None and float(of) != high:
+        return None
+    return value if low <= value <= high else None
+
+
+def mean_score(scores: Iterable[float | None]) -> float | None:
+    """The mean of those that are numbers; None if none is."""
+    numbers = [score for score in scores if score is not None]
+    return math.fsum(numbers) / len(numbers) if numbers else None
+
+
+def judge_responses(
+    complete: Complete,
+    rubric: Rubric,
+    items: Sequence[Row],
+    *,
+    k: int,
+    seed: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+) -> list[Row]:
+    """Asks the judge k times about every item `{id, prompt, response}`.
+
+    Returns judgement rows `{id, response_id, k, text, score, finished}`, an item's k rows together.
+    The score is None where the reply ran into `max_new_tokens`: its last line may be half a number.
+    """
+    replies = complete(
+        [rubric.render(item["prompt"], item["response"]) for item in items],
+        ids=[item["id"] for item in items],
+        n=k,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        description="judging",
+    )
+    return [
+        {
+            "id": f"{item['id']}.{number}",
+            "response_id": item["id"],
+            "k": number,
+            "text": reply.text,
+            "score": parse_score(reply.text, rubric.low, rubric.high) if reply.finished else None,
+            "finished": reply.finished,
+        }
+        for item, samples in zip(items, replies)
+        for number, reply in enumerate(samples)
+    ]

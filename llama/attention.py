@@ -1,0 +1,83 @@
+"""Which token sees which, and the kernel that computes it: the one place that chooses a kernel.
+
+The model hands queries, keys and values to an `Attend`. Here are the two that training needs; the
+cache has its own. Knows no weights and no text.
+"""
+
+# B rows, T tokens, H query heads, G key-value heads, D head width
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Attend(Protocol):
+    """What a forward pass needs to know about its rows."""
+
+    @property
+    def positions_BT(self) -> Tensor:
+        """int64 place of each token in its own text; [1, T] if it is the same in every row."""
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        """Attention output BTHD, for queries and keys already rotated; a cache needs the layer."""
+
+
+class CausalRows:
+    """Every row one text from its first token on.
+
+    ```
+      a b c .      a sees a · b sees ab · c sees abc: padding on the right needs no mask
+    ```
+    """
+
+    def __init__(self, T: int, device: torch.device | str | None = None) -> None:
+        self.positions_BT = torch.arange(T, device=device)[None]
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        return _attention(q_BTHD, k_BTGD, v_BTGD, is_causal=True)
+
+
+class Documents:
+    """Rows packed with several documents, each as if it were alone.
+
+    `document_BT` (int) numbers the document of every token; a document's tokens are neighbours.
+    ```
+      document  0 0 1 1 1      a sees a
+      token     a b c d e      b sees ab
+      position  0 1 0 1 2      c sees c · d sees cd · e sees cde
+    ```
+    """
+
+    def __init__(self, document_BT: Tensor) -> None:
+        place_T = torch.arange(document_BT.shape[1], device=document_BT.device)
+        starts_BT = torch.ones_like(document_BT, dtype=torch.bool)
+        starts_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+        start_BT = torch.where(starts_BT, place_T, 0).cummax(dim=1).values
+        self.positions_BT = place_T - start_BT
+        same_BTT = start_BT[:, :, None] == start_BT[:, None, :]
+        self.sees_B1TT = (same_BTT & (place_T[:, None] >= place_T)).unsqueeze(1)
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        return _attention(q_BTHD, k_BTGD, v_BTGD, sees_B1TT=self.sees_B1TT)
+
+
+def _attention(
+    q_BTHD: Tensor,
+    k_BTGD: Tensor,
+    v_BTGD: Tensor,
+    sees_B1TT: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    out_BHTD = F.scaled_dot_product_attention(
+        q_BTHD.transpose(1, 2),
+        k_BTGD.transpose(1, 2),
+        v_BTGD.transpose(1, 2),
+        attn_mask=sees_B1TT,
+        is_causal=is_causal,
+        enable_gqa=q_BTHD.shape[2] != k_BTGD.shape[2],
+    )
+    return out_BHTD.transpose(1, 2)

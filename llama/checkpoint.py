@@ -1,0 +1,55 @@
+"""What a checkpoint directory holds, whatever its layout, and whether that is one model's weights.
+
+The layouts themselves are in `huggingface.py` and `meta.py`. Knows no file format and no rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama.config import LlamaConfig
+from llama.model import Llama
+
+Rows = Callable[[str], slice]  # our name of a weight → which of its rows are wanted
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory whose contents are checked and whose weights are not read yet.
+
+    `read(rows)` yields each weight by our name, in the type that is stored, cut to those rows.
+    """
+
+    config: LlamaConfig
+    tokenizer_file: Path
+    read: Callable[[Rows], Iterator[tuple[str, Tensor]]]
+
+
+def unfilled(config: LlamaConfig) -> Llama:
+    """A model whose weights have shapes and no memory."""
+    with torch.device("meta"):
+        return Llama(config)
+
+
+def account_for(
+    where: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises ValueError, naming a tensor, unless `found` is exactly what is expected."""
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    if missing:
+        raise ValueError(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} are)")
+    if extra:
+        raise ValueError(
+            f"{where}: tensor {extra[0]!r} belongs to no weight of this model ({len(extra)} do not)"
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ValueError(
+                f"{where}: tensor {name!r} has shape {found[name]}, the config wants {shape}"
+            )

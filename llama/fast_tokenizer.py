@@ -1,0 +1,85 @@
+"""The same vocabulary as a `tokenizer.json`, for tools that read no SentencePiece model.
+
+Knows that format, and nothing of models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama.tokenizer import Tokenizer
+
+SPACE = "\u2581"  # how pieces spell a space
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What to write into `tokenizer.json`: byte-pair encoding with a space put before the text and
+    bytes for the rest.
+    """
+    pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
+    special = (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(token, pieces[token]) for token in sorted(special)],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": SPACE},
+                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": _begin_with(pieces[tokenizer.bos_id], tokenizer.bos_id),
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": pieces[tokenizer.unk_id],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {piece: token for token, piece in enumerate(pieces)},
+            "merges": _merges(tokenizer.scores()),
+        },
+    }  # fmt: skip
+
+
+def _added(token: int, piece: str) -> dict[str, Any]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": token, "content": piece, **plain, "special": True}
+
+
+def _begin_with(piece: str, token: int) -> dict[str, Any]:
+    begin = {"SpecialToken": {"id": piece, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, {"SpecialToken": {"id": piece, "type_id": 1}}, second],
+        "special_tokens": {piece: {"id": piece, "ids": [token], "tokens": [piece]}},
+    }
+
+
+def _merges(scores: dict[str, float]) -> list[list[str]]:
+    """Every way to join two pieces into a third, the best third first: SentencePiece joins in the
+    order of scores.
+    """
+    joins = [
+        (-score, at, piece)
+        for piece, score in scores.items()
+        for at in range(1, len(piece))
+        if piece[:at] in scores and piece[at:] in scores
+    ]
+    return [[piece[:at], piece[at:]] for _, at, piece in sorted(joins)]

@@ -1,0 +1,156 @@
+"""Llama 2: token ids in, logits out.
+
+Knows no rank, no file, no text, and neither cache nor mask: those are its `attention.Attend`'s.
+"""
+
+# B rows, T tokens, C width, V vocabulary, H query heads, G key-value heads, D head width, E = D / 2
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama.attention import Attend, CausalRows
+from llama.config import LlamaConfig
+
+Head = Callable[[Tensor, Callable[[Tensor], Tensor]], Any]
+
+
+class Llama(nn.Module):
+    """The transformer of Llama 2 (arXiv 2307.09288), rotary pairs half a head apart (see `rotate`).
+
+    `dropout` is a probability that may be set at any time; it works in train mode only, on the
+    embeddings and on what each half of a block adds to the residual.
+    """
+
+    def __init__(self, config: LlamaConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = dropout
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        if not config.tie_embeddings:
+            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(
+        self, tokens_BT: Tensor, attend: Attend | None = None, head: Head | None = None
+    ) -> Any:
+        """Logits BTV of the token after each token, or what `head` makes of the last hidden states.
+
+        attend: who sees whom; by default every row is one text from its first token on, so that
+          padding on the right is harmless.
+        head: called as `head(hidden_BTC, project)`, where `project` turns hidden [..., C] into
+          logits [..., V]. It runs inside the forward pass, where a sharded model has its output
+          weights at hand; and logits for all tokens need never exist at once.
+        """
+        attend = attend or CausalRows(tokens_BT.shape[1], tokens_BT.device)
+        dropout = self.dropout if self.training else 0.0
+        rotary = rotary_tables(attend.positions_BT, self.config.head_dim, self.config.rope_theta)
+        x_BTC = F.dropout(self.tok_embeddings(tokens_BT), dropout)
+        for block in self.layers:
+            x_BTC = block(x_BTC, rotary, attend, dropout)
+        hidden_BTC = self.norm(x_BTC)
+        return self.project(hidden_BTC) if head is None else head(hidden_BTC, self.project)
+
+    def project(self, hidden_C: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., C]."""
+        table = self.tok_embeddings if self.config.tie_embeddings else self.output
+        return F.linear(hidden_C, table.weight)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fresh weights, drawn in the order of `named_parameters()`.
+
+        Matrices: normal with deviation 1/sqrt(fan-in), which keeps the scale at any width (a fixed
+        0.02 learns far slower at width 128); the two that write to the residual are smaller by
+        sqrt(2 · layers), so that its size does not grow with depth. Embeddings: 1/sqrt(width),
+        because a tied table is an output matrix too. Norms: ones.
+        """
+        shrink = 1 / math.sqrt(2 * self.config.n_layers)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 1:
+                weight.fill_(1.0)
+                continue
+            deviation = weight.shape[1] ** -0.5
+            if name.endswith(("wo.weight", "w2.weight")):
+                deviation *= shrink
+            weight.normal_(0.0, deviation, generator=generator)
+
+
+class Block(nn.Module):
+    """Attention, then SwiGLU, each added to the residual after a norm of its own."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn = FeedForward(config)
+
+    def forward(
+        self, x_BTC: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend, dropout: float
+    ) -> Tensor:
+        """The residual stream after this block."""
+        attended_BTC = self.attention(self.attention_norm(x_BTC), rotary, attend)
+        x_BTC = x_BTC + F.dropout(attended_BTC, dropout)
+        return x_BTC + F.dropout(self.ffn(self.ffn_norm(x_BTC)), dropout)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; multi-head where G = H."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        kv_dim = config.n_kv_heads * config.head_dim
+        self.wq = nn.Linear(config.dim, config.dim, bias=False)
+        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x_BTC: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """What this layer's attention adds to the residual."""
+        q_BTHD = rotate(self.wq(x_BTC).unflatten(-1, (-1, self.head_dim)), *rotary)
+        k_BTGD = rotate(self.wk(x_BTC).unflatten(-1, (-1, self.head_dim)), *rotary)
+        v_BTGD = self.wv(x_BTC).unflatten(-1, (-1, self.head_dim))
+        added_BTC: Tensor = self.wo(attend(self.layer, q_BTHD, k_BTGD, v_BTGD).flatten(2))
+        return added_BTC
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) · w3 x)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """What the feed-forward half adds to the residual."""
+        added_BTC: Tensor = self.w2(F.silu(self.w1(x_BTC)) * self.w3(x_BTC))
+        return added_BTC
+
+
+def rotary_tables(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines BT1E of position × frequency theta^(-2e/D) (arXiv 2104.09864).
+
+    fp32 whatever the model computes in: a bf16 position cannot tell 257 from 258.
+    """
+    exponent_E = torch.arange(0, head_dim, 2, device=positions_BT.device).float() / head_dim
+    angle_BT1E = positions_BT[:, :, None, None].float() * (theta**-exponent_E)
+    return angle_BT1E.cos(), angle_BT1E.sin()
+
+
+def rotate(x_BTHD: Tensor, cos_BT1E: Tensor, sin_BT1E: Tensor) -> Tensor:
+    """Turns each pair (x[e], x[e + D/2]), as Hugging Face does; fp32 tables lift bf16 inputs."""
+    first, second = x_BTHD.chunk(2, dim=-1)
+    turned = (first * cos_BT1E - second * sin_BT1E, second * cos_BT1E + first * sin_BT1E)
+    return torch.cat(turned, dim=-1).to(x_BTHD.dtype)

@@ -1,0 +1,112 @@
+"""A checkpoint directory ↔ a model: whichever layout it has, whole or cut across ranks.
+
+Knows no text and no training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from llama.checkpoint import Checkpoint, unfilled
+from llama.huggingface import read_hf, write_hf
+from llama.meta import read_meta
+from llama.model import Llama
+from llama.parallel import Group, full_tensors, local_rows, set_local_rows, shard
+from llama.tokenizer import Tokenizer
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """What the directory holds, checked before any weight is read: Hugging Face's layout or Meta's.
+
+    Raises ValueError, naming file and tensor, for whatever is missing, left over, damaged, or no
+    Llama 2.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return read_hf(path)
+    if (path / "params.json").is_file():
+        return read_meta(path)
+    raise ValueError(
+        f"{path} is no checkpoint directory: it has neither Hugging Face's config.json nor "
+        "Meta's params.json"
+    )
+
+
+def load(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> tuple[Llama, Tokenizer]:
+    """(model, tokenizer) of a checkpoint directory, in evaluation mode.
+
+    Raises ValueError as `read_checkpoint` does.
+    """
+    checkpoint = read_checkpoint(path)
+    tokenizer = _tokenizer(checkpoint)
+    model = unfilled(checkpoint.config).to(dtype).to_empty(device=device)
+    _fill(model, checkpoint)
+    return model.eval(), tokenizer
+
+
+def load_sharded(
+    path: str | Path, group: Group, dtype: torch.dtype = torch.float32
+) -> tuple[Llama, Tokenizer]:
+    """`load` and `shard` in one, for models that one rank cannot hold: each reads its own rows.
+
+    Weights are kept in fp32 and computed with in `dtype`.
+    """
+    checkpoint = read_checkpoint(path)
+    tokenizer = _tokenizer(checkpoint)
+    model = unfilled(checkpoint.config)
+    shard(model, group, dtype)
+    model.to_empty(device=group.device)
+    _fill(model, checkpoint)
+    return model.eval(), tokenizer
+
+
+def load_state(model: Llama, path: str | Path) -> None:
+    """Replaces the model's weights by those of a checkpoint of the same shape.
+
+    Raises ValueError for any other.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.config != model.config:
+        raise ValueError(
+            f"{path} holds another model: {checkpoint.config}, expected {model.config}"
+        )
+    _fill(model, checkpoint)
+
+
+def save(model: Llama, tokenizer: Tokenizer, path: str | Path) -> None:
+    """Writes a Hugging Face directory, in the weights' own type. All ranks call it; rank 0 writes.
+
+    A crash leaves a directory that `load` refuses, never one that it half reads.
+    """
+    write_hf(Path(path), model.state_dict(), model.config, tokenizer)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over all weights' names, types, shapes and bytes, however many ranks hold them."""
+    digest = hashlib.sha256()
+    for name, tensor in full_tensors(sorted(model.state_dict().items())):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    tokenizer = Tokenizer(checkpoint.tokenizer_file)
+    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+        raise ValueError(
+            f"{checkpoint.tokenizer_file} has {tokenizer.vocab_size} pieces, "
+            f"the model's vocabulary only {checkpoint.config.vocab_size}"
+        )
+    return tokenizer
+
+
+def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
+    weights = model.state_dict()
+    for name, rows in checkpoint.read(lambda name: local_rows(weights[name])):
+        set_local_rows(weights[name], rows)

@@ -1,0 +1,167 @@
+"""Puts bytes on disk so that a reader sees all of them or none. Knows no run, no stage, no rank.
+
+Everything that a run keeps is written here, one primitive operation at a time, and every primitive
+first calls `before`: a test puts a function there that fails or kills at the n-th operation.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+JSON = Any  # what `json.loads` returns
+
+
+def _nothing(operation: str, path: Path) -> None:
+    """What happens before an operation, outside tests."""
+
+
+before: Callable[[str, Path], None] = _nothing
+
+
+def write(path: Path, data: bytes) -> None:
+    """Makes `path` hold `data`, at once: a temporary neighbour is written, synced, and renamed.
+
+    Raises OSError naming `path` (disk full, no permission, …); then `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    make_directory(path.parent)
+    with _naming(path):
+        try:
+            before("write", path)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                before("fsync", path)
+                os.fsync(file.fileno())
+            before("replace", path)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # on a full disk even half a file is in the way
+            raise
+        _sync_directory(path.parent)
+
+
+def make_directory(path: Path) -> None:
+    """Makes `path` and its parents, durably; an existing directory stays as it is."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    with _naming(path):
+        before("mkdir", path)
+        path.mkdir(exist_ok=True)
+        _sync_directory(path.parent)
+
+
+def move_in(source: Path, target: Path) -> list[str]:
+    """Moves the directory `source` to `target`, after an fsync of every file in it.
+
+    Returns the files' names. Where `target` stands already, each file replaces its namesake there
+    and the others stay. That is not one step, so only a record written afterwards may call the
+    result finished.
+    """
+    for path in [source, *sorted(source.rglob("*"))]:
+        _sync_directory(path) if path.is_dir() else _sync_file(path)
+    names = names_in(source)
+    with _naming(target):
+        if not target.exists():
+            before("replace", target)
+            os.replace(source, target)
+        else:
+            for name in names:
+                make_directory((target / name).parent)
+                before("replace", target / name)
+                os.replace(source / name, target / name)
+                _sync_directory((target / name).parent)
+            shutil.rmtree(source)
+        _sync_directory(target.parent)
+    return names
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a whole directory; one that is not there is as good as removed."""
+    with _naming(path):
+        before("remove", path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def names_in(directory: Path) -> list[str]:
+    """Every file below `directory`, by its path in it, in one order on every machine."""
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(path.relative_to(directory).as_posix() for path in paths)
+
+
+def digest(path: Path) -> dict[str, JSON]:
+    """`{"size": bytes, "sha256": hex}` of a file."""
+    with open(path, "rb") as file:
+        return {
+            "size": os.fstat(file.fileno()).st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def digests(directory: Path, names: Sequence[str]) -> dict[str, dict[str, JSON] | None]:
+    """The digest of each of the files `names` in a directory; None: it is not there.
+
+    Several threads: hashing releases the interpreter, and a large checkpoint is many files.
+    """
+    paths = [directory / name for name in names]
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda path: digest(path) if path.is_file() else None, paths)
+        return dict(zip(names, found))
+
+
+def json_bytes(value: JSON) -> bytes:
+    """A JSON file that a person can read. Raises ValueError on what JSON cannot say: NaN, ∞."""
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
+
+
+def read_json(data: bytes) -> JSON:
+    """The value of a JSON file of our own."""
+    return json.loads(data.decode())
+
+
+def jsonl_bytes(rows: Iterable[Mapping[str, JSON]]) -> bytes:
+    """One row a line, fields in the order given. Raises ValueError on what JSON cannot say."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    return "".join(lines).encode()
+
+
+def read_jsonl(data: bytes) -> list[dict[str, JSON]]:
+    """The rows of our own, hash-checked JSONL. Splits at \\n alone: text may hold U+2028."""
+    return [json.loads(line) for line in data.decode().split("\n") if line]
+
+
+def _sync_file(path: Path) -> None:
+    with _naming(path), open(path, "rb") as file:
+        before("fsync", path)
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable: a rename alone may be forgotten in a power cut."""
+    before("fsync", path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error of the system says which file it met: 'No space left on device' alone does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,0 +1,33 @@
+"""Lets one process own a directory. Knows nothing of what is in it."""
+
+import fcntl
+import os
+from pathlib import Path
+
+NAME = ".lock"
+
+
+def take(directory: Path) -> int:
+    """Locks `directory` and returns the descriptor that holds the lock, for `release`.
+
+    The system lets go too when the owner dies, however it dies. Raises ValueError at once if
+    another process holds the lock.
+    """
+    descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise ValueError(
+            f"{directory}: another run (process {owner}) is working in this directory; "
+            "wait for it, or take another directory: --run NEW"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+def release(descriptor: int) -> None:
+    """Lets another process have the directory."""
+    os.close(descriptor)

@@ -1,0 +1,165 @@
+"""Draws a report as one plain HTML page: curves, the table, counts, seconds. No script, no other
+file, nothing loaded from anywhere. Knows no file and no model.
+"""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from loop.report import (
+    AXES,
+    Measure,
+    Tree,
+    bounds,
+    cell,
+    headline,
+    intervals,
+    shown,
+    values,
+)
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1c1a; --faint: #74746f; --line: #dddcd6;
+        --paper: #fcfcfa; --instruction_following: #0b6e99; --judging: #b4501e; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e6e0; --faint: #96948d; --line: #3a3936; --paper: #191918;
+          --instruction_following: #5cb8e0; --judging: #e8905c; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 60rem; margin: 3rem auto; padding: 0 1.5rem; }
+h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.5rem 0 .5rem; }
+p { color: var(--faint); margin: .2rem 0 0; }
+.curves { display: flex; flex-wrap: wrap; gap: 2rem; }
+figure { flex: 1 1 20rem; margin: 1.5rem 0 0; }
+figcaption { font-weight: 600; } figcaption span { font-weight: 400; color: var(--faint); }
+svg { width: 100%; height: auto; } svg text { font-size: 13px; fill: var(--faint); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line);
+         font-variant-numeric: tabular-nums; white-space: nowrap; font-weight: 400; }
+th:first-child { text-align: left; padding-left: 0; } thead th, .axis th { font-weight: 600; }
+td small { display: block; color: var(--faint); }
+"""
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 240, 52, 52, 26, 30  # of a figure, in pixels
+
+
+def render_page(report: Tree, title: str) -> str:
+    """The page of a report from `build_report`."""
+    figures = [_figure(report, measure) for axis in AXES if (measure := headline(report, axis))]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n"
+        "<p>One column a model. Under each mean, its interval.</p>\n"
+        f'<div class="curves">\n{"".join(figures)}</div>\n'
+        f"<h2>Measures</h2>\n{_measures(report)}"
+        f"<h2>Counts</h2>\n{_numbers(report, 'counts', ',.0f')}"
+        f"<h2>Seconds a stage</h2>\n{_numbers(report, 'seconds', ',.1f')}"
+        "</body>\n</html>\n"
+    )
+
+
+def _measures(report: Tree) -> str:
+    rows: list[str] = []
+    axis = ""
+    for measure in shown(report):
+        if measure.axis != axis:
+            axis = measure.axis
+            rows.append(_row(AXES[axis], ("" for _ in report["models"]), kind="axis"))
+        cells = map(_cell, values(report, measure), intervals(report, measure))
+        rows.append(_row(measure.label, cells))
+    return _table(report, rows)
+
+
+def _numbers(report: Tree, part: str, form: str) -> str:
+    """A table of plain numbers, a row for each name that any model has."""
+    models = report["models"].values()
+    names = list(dict.fromkeys(name for model in models for name in model[part]))
+    rows = [
+        _row(name, (_number(model[part].get(name), form) for model in models)) for name in names
+    ]
+    return _table(report, rows)
+
+
+def _number(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "–"
+
+
+def _cell(value: float | None, interval: Sequence[float] | None) -> str:
+    number, _, rest = cell(value, interval).partition(" ")
+    return number + (f"<small>{rest}</small>" if rest else "")
+
+
+def _row(label: str, cells: Iterable[str], kind: str = "") -> str:
+    opening = f'<tr class="{kind}">' if kind else "<tr>"
+    return (
+        f"{opening}<th>{escape(label)}</th>{''.join(f'<td>{text}</td>' for text in cells)}</tr>\n"
+    )
+
+
+def _table(report: Tree, rows: Iterable[str]) -> str:
+    heads = "".join(f"<th>{escape(name)}</th>" for name in ("", *report["models"]))
+    return (
+        f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{"".join(rows)}'
+        "</tbody></table></div>\n"
+    )
+
+
+def _figure(report: Tree, measure: Measure) -> str:
+    """A curve over the models, in the band of its intervals.
+
+    ```
+     .57 ┤        ░░●    value of the last model
+         │   ░●░░░
+     .37 ┤●░░
+         └┴────┴────┴
+          M1   M2   M3
+    ```
+    """
+    low, high = bounds(report, measure)
+    names = list(report["models"])
+    step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(names) - 1)
+
+    def x(index: int) -> float:
+        return round(_LEFT + index * step, 1)
+
+    def y(value: float) -> float:
+        height = _HEIGHT - _TOP - _BOTTOM
+        return round(_TOP + height * (high - value) / (high - low), 1)
+
+    points = [
+        (x(index), value, interval)
+        for index, (value, interval) in enumerate(
+            zip(values(report, measure), intervals(report, measure))
+        )
+        if value is not None
+    ]
+    lows = [f"{at},{y(interval[0])}" for at, _, interval in points if interval]
+    highs = [f"{at},{y(interval[1])}" for at, _, interval in points if interval]
+    line = " ".join(f"{at},{y(value)}" for at, value, _ in points)
+    color = f"var(--{measure.axis})"
+    marks = [
+        *(_grid(value, y(value)) for value in (low, (low + high) / 2, high)),
+        f'<polygon points="{" ".join(lows + highs[::-1])}" fill="{color}" opacity=".16"/>\n',
+        f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>\n',
+        *(_point(at, y(value), value, color) for at, value, _ in points),
+        *(_text(x(index), _HEIGHT - 8, name, "middle") for index, name in enumerate(names)),
+    ]
+    return (
+        f"<figure>\n<figcaption>{AXES[measure.axis]} <span>{escape(measure.label)}</span>"
+        f'</figcaption>\n<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{escape(measure.label)} of each model">\n{"".join(marks)}</svg>\n</figure>\n'
+    )
+
+
+def _grid(value: float, y: float) -> str:
+    line = f'<path d="M{_LEFT - 12} {y}H{_WIDTH - 20}" stroke="var(--line)"/>\n'
+    return line + _text(_LEFT - 16, y + 4, f"{value:.2f}", "end")
+
+
+def _point(x: float, y: float, value: float, color: str) -> str:
+    dot = f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>\n'
+    return dot + _text(x, y - 10, f"{value:.3f}", "middle")
+
+
+def _text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>\n'

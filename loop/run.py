@@ -1,0 +1,253 @@
+"""The run directory: every stage reads finished files and writes finished files, so that running
+the same command again goes on where the last one stopped. Knows no model and no method, only rows
+and directories.
+
+Each stage is `make`, a function that all ranks call and that gives all of them the same answer. The
+main rank alone writes; what it decides (done before? damaged? no room?) is told to all, so that all
+do the same.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+from loop import files, identity, lock
+from loop.manifest import Manifest
+
+Row = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+T = TypeVar("T")
+
+
+class Group(Protocol):
+    """The ranks of this run (`llama.parallel.Group`)."""
+
+    @property
+    def is_main(self) -> bool: ...
+    def barrier(self) -> None: ...
+    def broadcast_object(self, value: Any) -> Any: ...
+
+
+class Run:
+    """An open run directory; `root` is its path. Use as a context, or `close` it."""
+
+    def __init__(self, root: Path, group: Group) -> None:
+        self.root = root
+        self.group = group
+        self._stages: dict[str, Row] = {}  # every rank's copy of the record
+        self._manifest: Manifest  # the main rank's alone
+        self._lock: int | None = None  # the main rank's alone
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | Path,
+        settings: Mapping[str, Any],
+        group: Group,
+        *,
+        inputs: Mapping[str, Path] | None = None,
+        may_change: Collection[str] = (),
+    ) -> "Run":
+        """Starts a run in `directory`, or takes up the one that is there.
+
+        `settings` (plain JSON values) and the contents of `inputs` make the run what it is: if they
+        differ from config.json, other than in the dotted keys `may_change`, ValueError shows how.
+        ValueError too for a directory that another run works in, or that holds something else.
+        """
+        run = cls(Path(directory), group)
+        run._stages = run._main_says(lambda: run._take_up(settings, inputs or {}, may_change))
+        return run
+
+    def rows(
+        self, path: str, make: Callable[[], Rows | tuple[Rows, Row]], description: str
+    ) -> list[Row]:
+        """The rows of the JSONL file `path`: as finished before, or from `make`, which returns rows
+        or (rows, counts).
+        """
+        return self._rows(path, make, description, earlier=0.0)
+
+    def rows_in_units(
+        self,
+        path: str,
+        items: Sequence[T],
+        make: Callable[[Sequence[T]], Rows],
+        description: str,
+        *,
+        unit: int,
+    ) -> list[Row]:
+        """As `rows`, where each item's rows depend on that item alone: kept after every `unit`
+        items, so that an interruption costs one unit. `make(part of items) -> rows`.
+        """
+        folder = f"{path}.units"
+        parts = {
+            f"{folder}/{start}-{start + unit}.jsonl": items[start : start + unit]
+            for start in range(0, len(items), unit)
+        }
+
+        def make_all() -> list[Row]:
+            rows: list[Row] = []
+            for number, (name, part) in enumerate(parts.items(), start=1):
+                title = f"{description}, part {number} of {len(parts)}"
+                rows += self.rows(name, partial(make, part), title)
+            return rows
+
+        earlier = sum(self.seconds(name) for name in parts if name in self._stages)
+        rows = self._rows(path, make_all, description, earlier)
+        self._stages = self._main_says(lambda: self._drop_units(folder))
+        return rows
+
+    def json(self, path: str, make: Callable[[], Mapping[str, Any]], description: str) -> Row:
+        """The object in the JSON file `path`: as finished before, or from `make()`."""
+        data = self._find(path, description)
+        if data is None:
+            started = time.perf_counter()
+            data = files.json_bytes(make())
+            self._commit(path, partial(self._put, path, data), started, {}, description)
+        value: Row = files.read_json(data)
+        return value
+
+    def directory(self, path: str, make: Callable[[Path], Row | None], description: str) -> Path:
+        """The directory `path` (a checkpoint): finished before, or as `make(unfinished)` fills it.
+
+        `unfinished` is a neighbour that outlives an interruption, so `make` may find there what it
+        kept to go on from. What `make` leaves in it is committed as one; it may return counts.
+        """
+        full, unfinished = self.root / path, self.root / f"{path}.unfinished"
+        if self._find(path, description) is None:
+            started = time.perf_counter()
+            self._main_says(lambda: files.make_directory(unfinished))
+            counts = make(unfinished) or {}
+            self.group.barrier()  # the other ranks too have written what they write
+            self._commit(
+                path, partial(files.move_in, unfinished, full), started, counts, description
+            )
+        return full
+
+    def publish(self, path: str, data: bytes) -> None:
+        """Writes a file that is no stage: made anew each time from what the stages hold."""
+        self._main_says(lambda: files.write(self.root / path, data))
+
+    def seconds(self, path: str) -> float:
+        """How long the finished stage `path` took."""
+        return float(self._stages[path]["seconds"])
+
+    def counts(self, path: str) -> Row:
+        """The counts that the finished stage `path` returned beside its rows."""
+        counts: Row = self._stages[path]["counts"]
+        return counts
+
+    def say(self, line: str) -> None:
+        """Prints a line, once for all ranks."""
+        if self.group.is_main:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Lets another run have the directory."""
+        if self._lock is not None:
+            lock.release(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _rows(
+        self,
+        path: str,
+        make: Callable[[], Rows | tuple[Rows, Row]],
+        description: str,
+        earlier: float,
+    ) -> list[Row]:
+        """As `rows`; `earlier`: seconds that parts of it took before this call."""
+        data = self._find(path, description)
+        if data is None:
+            started = time.perf_counter() - earlier
+            made = make()
+            rows, counts = made if isinstance(made, tuple) else (made, {})
+            data = files.jsonl_bytes(rows)
+            self._commit(path, partial(self._put, path, data), started, counts, description)
+        return files.read_jsonl(data)
+
+    def _find(self, path: str, description: str) -> bytes | None:
+        """The bytes of the finished file (b"" for a directory); None if the stage is to be done."""
+
+        def look() -> bytes | None:
+            faults = self._manifest.faults(path)
+            for fault in faults or []:
+                self.say(f"{fault}; it is made again")
+            if faults is None or faults:
+                return None
+            self.say(f"{description}: done before ({path})")
+            full = self.root / path
+            return full.read_bytes() if full.is_file() else b""
+
+        return self._main_says(look)
+
+    def _commit(
+        self, path: str, put: Callable[[], list[str]], started: float, counts: Row, description: str
+    ) -> None:
+        """Puts a finished stage in its place, and only then records it."""
+
+        def commit() -> dict[str, Row]:
+            names = put()
+            seconds = time.perf_counter() - started
+            if self._manifest.record(path, names, seconds, counts):
+                self.say(
+                    f"{self.root / path}: not what it was before; what came after it is made again"
+                )
+                for unfinished in self.root.glob("*.unfinished"):
+                    files.remove(unfinished)
+            self.say(f"{description}: {seconds:.1f} s ({path})")
+            return self._manifest.stages
+
+        self._stages = self._main_says(commit)
+
+    def _put(self, path: str, data: bytes) -> list[str]:
+        files.write(self.root / path, data)
+        return [""]
+
+    def _drop_units(self, folder: str) -> dict[str, Row]:
+        """Forgets the parts of a stage that is now finished as a whole."""
+        if parts := [path for path in self._manifest.stages if path.startswith(f"{folder}/")]:
+            self._manifest.forget(parts)
+        if (self.root / folder).exists():
+            files.remove(self.root / folder)
+        return self._manifest.stages
+
+    def _take_up(
+        self, settings: Mapping[str, Any], inputs: Mapping[str, Path], may_change: Collection[str]
+    ) -> dict[str, Row]:
+        """Makes the directory this run's own, and reads what is finished in it."""
+        if self.root.exists() and not self.root.is_dir():
+            raise ValueError(f"{self.root}: expected a directory, found a file; --run NEW")
+        files.make_directory(self.root)
+        self._lock = lock.take(self.root)
+        try:
+            for line in identity.take_up(self.root, settings, inputs, may_change):
+                self.say(line)
+            self._manifest = Manifest(self.root)
+        except BaseException:
+            self.close()
+            raise
+        return self._manifest.stages
+
+    def _main_says(self, work: Callable[[], T]) -> T:
+        """Does `work` on the main rank; its result, or its failure, is every rank's."""
+        result, failure, error = None, None, None
+        if self.group.is_main:
+            try:
+                result = work()
+            except Exception as problem:
+                error = problem
+                failure = (isinstance(problem, ValueError), f"main rank: {problem}")
+        result, failure = self.group.broadcast_object((result, failure))
+        if error is not None:
+            raise error
+        if failure is not None:
+            is_for_user, message = failure
+            raise ValueError(message) if is_for_user else RuntimeError(message)
+        return cast(T, result)

@@ -1,0 +1,160 @@
+"""What a run may choose, as one frozen tree; a preset, a TOML file and flags all say the same
+things. Knows no model, no data and no file. An impossible value is a ValueError whose first word
+is the field.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dpo.settings import TrainSettings
+
+_PLACES = ("run", "model", "seed_data")  # where things lie, which does not make another run
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Step 1 of an iteration: new prompts, few-shot."""
+
+    count: int = 4000  # new prompts an iteration
+    writer: str = "base"  # base: M0, fixed · current: M_t · or the directory of a fixed model
+    temperature: float = 0.6
+    top_p: float = 0.9
+    max_new_tokens: int = 256
+    n_seed: int = 6  # demonstrations from the seed
+    n_made: int = 2  # demonstrations from the prompts made so far
+    similarity: float | None = 0.7  # ROUGE-L F1 with one kept that makes a repeat; none: no limit
+    min_words: int = 3
+    max_words: int = 150
+    keywords: tuple[str, ...] = ()  # a prompt that holds one of these words is left out
+    round_size: int = 256  # requests a round; later rounds show what earlier ones made
+    max_rounds: int = 100  # after these the run goes on with as many prompts as there are
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "count", "max_new_tokens", "min_words", "max_words")
+        _at_least(self, 1, "round_size", "max_rounds")
+        _at_least(self, 0, "n_seed", "n_made", "similarity")
+        _decodes(self)
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Step 2: candidates."""
+
+    n: int = 4  # a prompt
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_new_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        _at_least(self, 2, "n")  # one answer is neither better nor worse
+        _at_least(self, 1, "max_new_tokens")
+        _decodes(self)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Step 3: the model's own scores, in the loop and in the evaluation of the judge."""
+
+    rubric: str = "additive"  # a name in judge/prompts, or a file
+    k: int = 3  # judgements of a response, averaged
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "k", "max_new_tokens")
+        _decodes(self)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Step 4: what becomes a preference."""
+
+    judgements: bool = (
+        False  # also pairs of judgements, majority against deviating: trains the judge
+    )
+    minimum: int = 1  # fewer pairs than this end the run with the reason, instead of a DPO on noise
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "minimum")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Both axes, after each iteration."""
+
+    instructions: int | None = None  # held-out instructions answered; none: all
+    ranked: int | None = None  # held-out ranked sets judged; none: all
+    samples: int = 4  # sampled answers an instruction, beside the greedy one
+    temperature: float = 0.7
+    top_p: float = 0.9
+    level: float = 0.95  # of the intervals
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "instructions", "ranked", "samples")
+        _decodes(self)
+        if not 0 < self.level < 1:
+            raise ValueError(f"level must lie between 0 and 1, found {self.level!r}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine bears; it changes the time that a run takes, not what comes out."""
+
+    slots: int = 256  # samples decoded side by side
+    unit: int = 512  # items of a stage that are kept at a time: an interruption costs at most these
+    timeout_s: float = 1800.0  # how long a rank waits for the others before it gives up
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "slots", "unit", "timeout_s")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a run may choose. Without `model` and `seed_data` it is the embedded
+    world.
+    """
+
+    run: str = "runs/world"
+    model: str | None = None  # M0, in Hugging Face or Meta layout; none: the embedded base model
+    seed_data: str | None = None  # a directory of ift, eft, ranked, held_out .jsonl; none: embedded
+    iterations: int = 3  # models made: M1 by SFT, each further one by DPO
+    seed: int = 0
+    dtype: str = "float32"  # of the computation: float32 or bfloat16
+    sft: TrainSettings = field(default_factory=lambda: TrainSettings(learning_rate=5.5e-6))
+    prompts: Prompts = field(default_factory=Prompts)
+    responses: Responses = field(default_factory=Responses)
+    judging: Judging = field(default_factory=Judging)
+    pairs: Pairs = field(default_factory=Pairs)
+    dpo: TrainSettings = field(default_factory=lambda: TrainSettings(learning_rate=1e-6))
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    machine: Machine = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "iterations")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, found {self.dtype!r}")
+        for name in ("beta", "nll_weight", "replay_weight"):
+            if getattr(self.sft, name) != getattr(TrainSettings, name):
+                raise ValueError(
+                    f"sft.{name} means nothing: SFT has no pairs; did you mean dpo.{name}?"
+                )
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a run this run and no other, as plain values: all but places and machine."""
+        tree = asdict(self)
+        return {key: value for key, value in tree.items() if key not in (*_PLACES, "machine")}
+
+
+def _at_least(section: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name} must be at least {least}, found {value!r}")
+
+
+def _decodes(section: Prompts | Responses | Judging | Evaluation) -> None:
+    _at_least(section, 0, "temperature")
+    if not 0 < section.top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, found {section.top_p!r}")

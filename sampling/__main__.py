@@ -1,0 +1,172 @@
+"""Samples for a file of prompts, or a chat in the terminal.
+
+python -m sampling MODEL --in rows.jsonl --out rows.jsonl    rows {id, prompt}
+python -m sampling MODEL --in rows.jsonl --out rows.jsonl --raw    rows {id, token_ids}
+python -m sampling MODEL    a chat: Ctrl-C stops an answer, Ctrl-D leaves
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from llama import Llama, LlamaConfig, Tokenizer, encode_prompt, load
+from llama.parallel import Group, start
+from loop.files import jsonl_bytes, write
+from sampling.batch import Decoding, Sample
+from sampling.engine import Request, generate
+from sampling.talk import Talk
+from seed.rows import Kind, Row, read_rows, refuse
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 2 for a mistake of the user's, 130 for Ctrl-C."""
+    given = parse(arguments)
+    try:
+        rows = read(given.source, given.raw) if given.source else None
+        group = start()
+        dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
+        model, tokenizer = load(given.model, dtype, group.device)
+        stop = frozenset({tokenizer.eos_id})
+        decoding = Decoding(given.temperature, given.top_p, given.max_new_tokens, stop)
+        if rows is None:
+            chat(Talk(model, tokenizer, decoding, given.seed, given.system))
+        else:
+            encode = None if given.raw else partial(encode_prompt, tokenizer)
+            requests = requests_of(rows, given.source, encode, given.n, model.config)
+            samples = sample(model, requests, decoding, given.seed, group)
+            if group.is_main:
+                write(given.target, jsonl_bytes(sample_rows(requests, samples, tokenizer)))
+        group.stop()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags; leaves with exit code 2 where they do not go together."""
+    parser = argparse.ArgumentParser(
+        "python -m sampling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a checkpoint directory, Hugging Face's layout or Meta's")
+    add("--in", dest="source", type=Path, metavar="FILE", help="prompts, one JSON object a line")
+    add("--out", dest="target", type=Path, metavar="FILE", help="where the samples go")
+    add("--raw", action="store_true", help="rows hold token_ids, continued as they are")
+    add("--n", type=int, default=1, help="samples of each prompt (%(default)s)")
+    add("--system", help="a system message for the chat")
+    add("--temperature", type=float, default=0.7, help="0: always the likeliest (%(default)s)")
+    add("--top-p", type=float, default=0.9, help="share of likelihood drawn from (%(default)s)")
+    add("--max-new-tokens", type=int, default=512, help="longest sample (%(default)s)")
+    add("--seed", type=int, default=0, help="of the randomness (%(default)s)")
+    given = parser.parse_args(arguments)
+    if (given.source is None) != (given.target is None):
+        parser.error("--in and --out go together; without both it is a chat")
+    if given.source is None and (given.raw or given.n != 1):
+        parser.error("--raw and --n are for files; add --in and --out")
+    if given.source is not None and given.system is not None:
+        parser.error("--system is for the chat; leave out --in and --out")
+    return given
+
+
+def read(path: Path, raw: bool) -> list[Row]:
+    """Rows `{id, prompt}` or, raw, `{id, token_ids}`. Raises ValueError naming file and line."""
+    text, ids = Kind("a string", _is_text), Kind("a list of one or more token ids", _are_ids)
+    return read_rows(path, {"id": text} | ({"token_ids": ids} if raw else {"prompt": text}))
+
+
+def requests_of(
+    rows: Sequence[Row],
+    path: Path,
+    encode: Callable[[str], list[int]] | None,
+    n: int,
+    config: LlamaConfig,
+) -> list[Request]:
+    """A request for n samples of each row; encode: None where the rows hold token ids.
+
+    Raises ValueError naming the line of a prompt that the model cannot read.
+    """
+    requests = []
+    for line, row in enumerate(rows, start=1):
+        ids = encode(row["prompt"]) if encode else row["token_ids"]
+        if len(ids) >= config.max_seq_len:
+            complaint = f"expected fewer than {config.max_seq_len} tokens, found {len(ids)}"
+            refuse(path, line, complaint, "shorten the prompt")
+        if max(ids) >= config.vocab_size:
+            complaint = f"expected token ids below {config.vocab_size}, found {max(ids)}"
+            refuse(path, line, complaint, "use the tokenizer of this model")
+        requests.append(Request(row["id"], ids, n))
+    return requests
+
+
+def sample(
+    model: Llama, requests: list[Request], decoding: Decoding, seed: int, group: Group
+) -> list[list[Sample]]:
+    """The samples of all requests, on all ranks, each rank having made a part."""
+    mine = group.slice(requests)
+    total = sum(request.n for request in mine)
+    with tqdm(total=total, desc="sampling", disable=not group.is_main) as bar:
+        made = generate(
+            model, mine, decoding, seed=seed, progress=lambda ready: bar.update(ready - bar.n)
+        )
+    return group.gather_rows(made)
+
+
+def sample_rows(
+    requests: Sequence[Request], samples: Sequence[Sequence[Sample]], tokenizer: Tokenizer
+) -> list[Row]:
+    """Rows `{id, prompt_id, k, text, token_ids, finished}`."""
+    return [
+        {
+            "id": f"{request.id}.{k}",
+            "prompt_id": request.id,
+            "k": k,
+            "text": tokenizer.decode(made.token_ids),
+            "token_ids": made.token_ids,
+            "finished": made.finished,
+        }
+        for request, its_samples in zip(requests, samples)
+        for k, made in enumerate(its_samples)
+    ]
+
+
+def chat(talk: Talk) -> None:
+    """Reads a line, prints the answer, until the input ends."""
+    while True:
+        try:
+            said = input("> ").strip()
+            if not said:
+                continue
+            answer, finished = talk.answer(said)
+            print(answer if finished else f"{answer} …")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print("\n(stopped; Ctrl-D leaves)")
+        except ValueError as error:
+            print(f"({error})")
+
+
+def _is_text(value: Any) -> bool:
+    """Half a surrogate pair is a string to Python, but no tokenizer can read it."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(i) is int and i >= 0 for i in value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The samples in progress: reads prompts, writes a token to each sample, lets the ended ones go.
+
+Knows the cache only as slots that are given and taken back. Knows no text, no ranks and no queue.
+"""
+
+# S slots in use, A asks, T tokens of the longest prompt among them, N tokens of the longest sample
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama.cache import Cache, Cohort
+from llama.model import Llama
+from sampling.sample import choose, streams, uniforms
+
+PREFILL_TOKENS = 2048  # read at once: enough to fill the machine, little enough for its caches
+
+Owner = tuple[int, int]  # request, sample
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A prompt and those of its request's samples that are written beside each other."""
+
+    request: int  # its place among the requests
+    key: int  # the name of its randomness
+    prompt: list[int]
+    samples: range
+    limit: int  # tokens, for each of the samples
+
+
+@dataclass(frozen=True)
+class Sample:
+    """New tokens, without the one that stopped them; `finished` says whether one did."""
+
+    token_ids: list[int]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are drawn, and which of them end a sample."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_new_tokens: int = 512
+    stop_ids: frozenset[int] = frozenset()
+
+
+class Batch:
+    """Samples in progress. `owners[s]` is whose sample stands in slot s of the cache."""
+
+    def __init__(self, model: Llama, decoding: Decoding, seed: int) -> None:
+        weight = next(model.parameters())
+        self.model, self.decoding, self.seed, self.device = model, decoding, seed, weight.device
+        self.cache = Cache(model.config, weight.dtype, weight.device)
+        self.owners: list[Owner] = []
+        self.stops_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=self.device)
+        self.stops_V[sorted(decoding.stop_ids)] = True
+        self.stream_S = self.count_S = self.limit_S = self._integers(0)
+        self.written_SN = self._integers(0, decoding.max_new_tokens)
+
+    def _integers(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device=self.device)
+
+    def read(self, asks: Sequence[Ask]) -> list[tuple[Owner, Sample]]:
+        """Reads prompts and writes the first token of each of their samples; see `step`."""
+        numbers = [[ask.key, ask.limit, len(ask.prompt), len(ask.samples)] for ask in asks]
+        key_A, limit_A, prompt_A, n_A = torch.tensor(numbers, device=self.device).T
+        owners = [(ask.request, sample) for ask in asks for sample in ask.samples]
+        sample_S = torch.tensor([sample for _, sample in owners], device=self.device)
+        ask_S = torch.arange(len(asks), device=self.device).repeat_interleave(n_A)
+        new = slice(len(self.owners), None)
+        self.owners += owners
+        stream_S = streams(self.seed, key_A[ask_S], sample_S)
+        self.stream_S = torch.cat((self.stream_S, stream_S))
+        self.limit_S = torch.cat((self.limit_S, limit_A[ask_S]))
+        self.count_S = torch.cat((self.count_S, torch.zeros_like(sample_S)))
+        blank_SN = self._integers(len(owners), self.decoding.max_new_tokens)
+        self.written_SN = torch.cat((self.written_SN, blank_SN))
+        logits_AV = self._prefill([ask.prompt for ask in asks], self.cache.admit(prompt_A, n_A))
+        return self._write(logits_AV[ask_S], new)
+
+    def _prefill(self, prompts: list[list[int]], cohort: Cohort) -> Tensor:
+        """Logits AV of what follows each prompt."""
+        tokens_AT = self._integers(len(prompts), max(map(len, prompts)))
+        for row, prompt in zip(tokens_AT, prompts):
+            row[: len(prompt)] = torch.tensor(prompt)
+        some = max(1, PREFILL_TOKENS // tokens_AT.shape[1])
+        parts = []
+        for start in range(0, len(prompts), some):
+            rows = slice(start, start + some)
+            last_B = cohort.prompt_R[rows] - 1
+
+            def last_token(hidden_BTC: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+                return project(hidden_BTC[torch.arange(len(last_B)), last_B])
+
+            parts.append(self.model(tokens_AT[rows], cohort.prefill(rows), head=last_token))
+        return torch.cat(parts)
+
+    def step(self) -> list[tuple[Owner, Sample]]:
+        """Writes one token to every sample. Returns those that ended, and gives their slots up."""
+        last_S1 = self.written_SN.gather(1, self.count_S[:, None] - 1)
+        return self._write(self.model(last_S1, self.cache.decode())[:, 0], slice(0, None))
+
+    def _write(self, logits_SV: Tensor, slots: slice) -> list[tuple[Owner, Sample]]:
+        how, count_S = self.decoding, self.count_S[slots]
+        u_S = uniforms(self.stream_S[slots], count_S)
+        token_S = choose(logits_SV, u_S, how.temperature, how.top_p)
+        self.written_SN[slots].scatter_(1, count_S[:, None], token_S[:, None])
+        count_S += 1
+        ended_S = torch.zeros(len(self.owners), dtype=torch.bool, device=self.device)
+        ended_S[slots] = self.stops_V[token_S] | (count_S >= self.limit_S[slots])
+        return self._release(ended_S) if ended_S.any() else []
+
+    def _release(self, ended_S: Tensor) -> list[tuple[Owner, Sample]]:
+        ended = [
+            (self.owners[slot], self._sample(slot)) for slot in ended_S.nonzero()[:, 0].tolist()
+        ]
+        order_S = self.cache.release(~ended_S)
+        self.owners = [self.owners[slot] for slot in order_S.tolist()]
+        self.stream_S, self.count_S = self.stream_S[order_S], self.count_S[order_S]
+        self.limit_S, self.written_SN = self.limit_S[order_S], self.written_SN[order_S]
+        return ended
+
+    def _sample(self, slot: int) -> Sample:
+        ids = self.written_SN[slot, : int(self.count_S[slot])].tolist()
+        finished = ids[-1] in self.decoding.stop_ids
+        return Sample(ids[:-1] if finished else ids, finished)

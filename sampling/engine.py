@@ -1,0 +1,145 @@
+"""Turns token lists into token lists, many at once. Knows no text, no ranks, no gradients.
+
+Continuous batching: a sample that ends leaves at once, and the next request's take its slot.
+```
+  step     1 2 3 4 5 6 7
+  slot 0   a a a a d d d      a ended after four tokens; d's prompt was read, and d took the slot
+  slot 1   b b b b b b b
+```
+A sample is the same whoever is beside it: its randomness belongs to (seed, request, sample, place).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from llama.config import LlamaConfig
+from llama.model import Llama
+from sampling.batch import Ask, Batch, Decoding, Sample
+from sampling.sample import key
+
+REFILL_SHARE = 1 / 4  # of the slots must be free before prompts are read: one by one is slow
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt that wants n samples. `id` names its randomness."""
+
+    id: str
+    token_ids: list[int]
+    n: int = 1
+
+
+def generate(
+    model: Llama,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    *,
+    seed: int,
+    slots: int = 256,
+    kv_bytes: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Sample]]:
+    """n samples of every request, in the order of the requests.
+
+    slots: samples worked on at once; kv_bytes: what the cache may take, None for no bound. Both
+    change the speed only. Where memory runs out all the same, half the slots are tried.
+    progress: called now and then with the number of samples that are ready.
+    A sample ends unfinished after `max_new_tokens`, or where the context is full: a prompt that
+    fills it by itself gets samples without a token.
+    Raises ValueError for impossible settings, an empty prompt, an id outside the vocabulary, a
+    kv_bytes in which no sample fits, and for logits that are not numbers.
+    """
+    _check(requests, decoding, slots, model.config.vocab_size)
+    training = model.training
+    model.eval()
+    try:
+        while True:
+            try:
+                return _run(model, requests, decoding, seed, slots, kv_bytes, progress)
+            except torch.OutOfMemoryError:
+                if slots == 1:
+                    raise
+            slots //= 2  # not in the except clause, which keeps the failed batch alive
+    finally:
+        model.train(training)
+
+
+@torch.inference_mode()
+def _run(
+    model: Llama,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    seed: int,
+    slots: int,
+    kv_bytes: int | None,
+    progress: Callable[[int], None] | None,
+) -> list[list[Sample]]:
+    samples = [[Sample([], finished=False)] * request.n for request in requests]
+    asks = [
+        Ask(place, key(request.id), request.token_ids, range(request.n), limit)
+        for place, request in enumerate(requests)
+        if (limit := _limit(request, decoding, model.config)) > 0
+    ]
+    if not asks:
+        return samples
+    # the longest prompts first: those beside each other are then of about one length
+    waiting = deque(sorted(_split(asks, slots), key=lambda ask: -len(ask.prompt)))
+    batch = Batch(model, decoding, seed)
+    ready = 0
+    while waiting or batch.owners:
+        asked = _next(waiting, batch, slots)
+        ended = batch.read(asked) if asked else batch.step()
+        for (request, number), sample in ended:
+            samples[request][number] = sample
+        ready += len(ended)
+        if progress and ended:
+            progress(ready)
+    return samples
+
+
+def _limit(request: Request, decoding: Decoding, config: LlamaConfig) -> int:
+    return min(decoding.max_new_tokens, config.max_seq_len - len(request.token_ids))
+
+
+def _split(asks: Sequence[Ask], slots: int) -> Iterator[Ask]:
+    """Asks that fit into the slots; one with more samples is cut, and its prompt read more often."""
+    for ask in asks:
+        for start in range(0, len(ask.samples), slots):
+            yield replace(ask, samples=ask.samples[start : start + slots])
+
+
+def _next(waiting: deque[Ask], batch: Batch, slots: int) -> list[Ask]:
+    """Takes what is to be read now from the queue: nothing until enough slots are free."""
+    free = slots - len(batch.owners)
+    if batch.owners and free < REFILL_SHARE * slots:
+        return []
+    asked: list[Ask] = []
+    while waiting and len(waiting[0].samples) <= free:
+        asked.append(waiting.popleft())
+        free -= len(asked[-1].samples)
+    return asked
+
+
+def _check(requests: Sequence[Request], decoding: Decoding, slots: int, vocab_size: int) -> None:
+    if slots < 1:
+        raise ValueError(f"slots is {slots}; it must be 1 or more")
+    if decoding.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {decoding.max_new_tokens}; it must be 1 or more")
+    if not 0 <= decoding.temperature < math.inf:
+        raise ValueError(f"temperature is {decoding.temperature}; it must be 0 or more")
+    if not 0 < decoding.top_p <= 1:
+        raise ValueError(f"top_p is {decoding.top_p}; it must be above 0 and at most 1")
+    for request in requests:
+        ids, name = request.token_ids, f"request {request.id!r}"
+        if request.n < 1:
+            raise ValueError(f"{name} wants {request.n} samples; it must want 1 or more")
+        if not ids:
+            raise ValueError(f"{name} has an empty prompt; begin it with <s>, at least")
+        if not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise ValueError(f"{name} has ids outside the model's vocabulary of {vocab_size}")

@@ -1,0 +1,1 @@
+"""The data a run starts from. Knows no tensor and no model."""

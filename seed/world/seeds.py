@@ -1,0 +1,109 @@
+"""The seed data of the small world, in the same rows as real data: what people wrote, ranked and judged.
+
+`ift` is the better of two people's answers, by somebody who can tell, as the best-ranked answers of Open Assistant
+are: good, not perfect. `eft` is what people wrote when they checked answers, kept where the order of an
+instruction's scores agrees with the ranking, as in the paper. Nothing here is used twice, and no task of `held_out`
+or `ranked` occurs in any document or seed.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from .oracle import points
+from .people import check_answer, write_answer
+from .tasks import Task, draw_task, word_task
+
+SEED = 1
+IFT, EFT_SETS, HELD_OUT, RANKED = 256, 60, 400, 300
+ANSWERS = 3  # to an instruction, in a ranked set
+
+Row = dict[str, Any]
+
+
+def write_seeds(directory: Path) -> None:
+    """Writes the four files, and dev_held_out and dev_ranked, on which settings are chosen."""
+    rng, taken = Random(SEED), set[str]()
+    files = {
+        "ift": [_ift(i, task, rng) for i, task in enumerate(_tasks(IFT, "train", rng, taken))],
+        "eft": _eft(rng, taken),
+        "held_out": _prompts("test", rng, taken),
+        "ranked": _ranked("test", rng, taken),
+        "dev_held_out": _prompts("dev", rng, taken),
+        "dev_ranked": _ranked("dev", rng, taken),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (directory / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def score(task: Task, text: str) -> int:
+    """The points of an answer, 0 to 5."""
+    return sum(points(task, text).values())
+
+
+def _tasks(count: int, split: str, rng: Random, taken: set[str]) -> list[Task]:
+    """Tasks of a split that nothing else has taken."""
+    tasks = []
+    while len(tasks) < count:
+        task = draw_task(rng, split)
+        if task.key not in taken:
+            taken.add(task.key)
+            tasks.append(task)
+    return tasks
+
+
+def _ift(index: int, task: Task, rng: Random) -> Row:
+    answers = [write_answer(task, rng) for _ in range(2)]
+    best = max(answers, key=lambda text: score(task, text))
+    return {"id": f"ift-{index}", "prompt": word_task(task, rng), "response": best}
+
+
+def _prompts(split: str, rng: Random, taken: set[str]) -> list[Row]:
+    tasks = _tasks(HELD_OUT, split, rng, taken)
+    return [{"id": f"{split}-{i}", "prompt": word_task(task, rng)} for i, task in enumerate(tasks)]
+
+
+def _ranked(split: str, rng: Random, taken: set[str]) -> list[Row]:
+    """Instructions with answers of different worth, the order of the answers at random."""
+    rows = []
+    for i, task in enumerate(_tasks(RANKED, split, rng, taken)):
+        answers = _unequal_answers(task, rng)
+        order = sorted((-score(task, text) for text in answers))
+        responses = [{"text": text, "rank": order.index(-score(task, text))} for text in answers]
+        rows.append({"id": f"{split}-ranked-{i}", "prompt": word_task(task, rng), "responses": responses})
+    return rows
+
+
+def _unequal_answers(task: Task, rng: Random) -> list[str]:
+    answers: dict[int, str] = {}
+    while len(answers) < ANSWERS:
+        text = write_answer(task, rng)
+        answers.setdefault(score(task, text), text)
+    texts = list(answers.values())
+    rng.shuffle(texts)
+    return texts
+
+
+def _eft(rng: Random, taken: set[str]) -> list[Row]:
+    """People's checks whose scores agree with the ranking; the commonest score no more often than the second."""
+    rows: list[Row] = []
+    for i, task in enumerate(_tasks(EFT_SETS, "train", rng, taken)):
+        prompt, answers = word_task(task, rng), _unequal_answers(task, rng)
+        while True:
+            checks = [check_answer(task, text, rng) for text in answers]
+            scores = [int(check[-1]) for check in checks]
+            ranking = sorted(range(ANSWERS), key=lambda a: score(task, answers[a]))
+            if all(scores[a] < scores[b] for a, b in zip(ranking, ranking[1:])):
+                break
+        rows += [
+            {"id": f"eft-{i}-{a}", "prompt": prompt, "response": answers[a], "judgement": checks[a], "score": scores[a]}
+            for a in range(ANSWERS)
+        ]
+    counts = Counter(row["score"] for row in rows)
+    (commonest, _), (_, limit) = counts.most_common(2)
+    surplus = [row["id"] for row in rows if row["score"] == commonest][limit:]
+    return [row for row in rows if row["id"] not in surplus]

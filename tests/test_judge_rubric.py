@@ -1,0 +1,89 @@
+"""The judge's prompts: what they ask for, and that no text can reach outside its place."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from judge import Rubric, load_rubric, parse_choice, parse_score
+from judge.rubric import PROMPTS, SCALES, fill, read_template
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_built_in_rubrics_render(name: str) -> None:
+    prompt = load_rubric(name).render("Name a fruit.", "pear")
+    assert "Name a fruit." in prompt and "pear" in prompt
+    assert not re.search(r"\{\w+\}", prompt)
+
+
+def test_short_rubric_is_what_the_embedded_model_learnt() -> None:
+    prompt = load_rubric("additive_short").render("Name a fruit.", "pear.")
+    assert prompt == ("Review: kind, count, rule, order, form.\nTask: Name a fruit.\nAnswer: pear.")
+
+
+@pytest.mark.parametrize("name", ["additive", "multiple_choice"])
+def test_last_line_of_the_prompt_is_the_form_of_the_reply(name: str) -> None:
+    rubric = load_rubric(name)
+    last = rubric.template.splitlines()[-1]
+    assert last == "Score: N"
+    for score in (rubric.low, rubric.high):
+        assert parse_score(last.replace("N", f"{score:g}"), rubric.low, rubric.high) == score
+
+
+def test_pairwise_prompt_shows_the_verdicts_that_are_read() -> None:
+    template = read_template(PROMPTS / "pairwise.txt")
+    assert [parse_choice(line) for line in template.splitlines()[-3:]] == ["A", "B", "tie"]
+    assert all(f"{{{place}}}" in template for place in ("prompt", "first", "second"))
+
+
+def test_every_prompt_file_is_known() -> None:
+    assert {path.stem for path in PROMPTS.glob("*.txt")} == {*SCALES, "pairwise"}
+
+
+def test_braces_in_texts_are_not_places() -> None:
+    rubric = Rubric("test", "{prompt} | {response} | {other} {")
+    assert rubric.render("{response}", "{prompt}{0}") == "{response} | {prompt}{0} | {other} {"
+
+
+def test_two_passes_would_leak() -> None:
+    """Negative control: replacing one place after the other puts the answer into the request."""
+    template = "{prompt} | {response}"
+    assert template.replace("{prompt}", "{response}").replace("{response}", "x") == "x | x"
+    assert fill(template, prompt="{response}", response="x") == "{response} | x"
+
+
+@given(st.text(), st.text())
+def test_texts_are_taken_as_they_are(prompt: str, response: str) -> None:
+    assert (
+        Rubric("test", "<{prompt}|{response}>").render(prompt, response) == f"<{prompt}|{response}>"
+    )
+
+
+def test_rubric_of_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("Grade {response} as an answer to {prompt}.\n", encoding="utf-8")
+    rubric = load_rubric(path)
+    assert (rubric.low, rubric.high) == (0, 5)
+    assert rubric.render("p", "r") == "Grade r as an answer to p."
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"Grade {response}.", r"mine\.txt.*lacks \{prompt\}"),
+        (b"Grade {prompt}.", r"mine\.txt.*lacks \{response\}"),
+        (b"\xff {prompt} {response}", r"mine\.txt.*byte 0 is not UTF-8"),
+    ],
+)
+def test_unusable_rubric_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=complaint):
+        load_rubric(path)
+
+
+def test_unknown_rubric_names_those_that_exist() -> None:
+    with pytest.raises(ValueError, match="additve: no such rubric; give one of additive, "):
+        load_rubric("additve")

@@ -1,0 +1,165 @@
+"""Meta's layout: bit-exact both ways, its rotary order, its parts, and what must be refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_llama import GROUPED, same_weights, tiny_model, tiny_tokenizer
+
+import llama
+from llama.__main__ import main
+from llama.config import PRESETS, from_meta
+from llama.meta import _pairs_from_halves, _params, write_meta
+from llama.model import rotary_tables, rotate
+from llama.weights import read_checkpoint
+
+TIED = replace(GROUPED, tie_embeddings=True)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A Hugging Face directory with a small model."""
+    llama.save(tiny_model(), tiny_tokenizer(), tmp_path / "M1")
+    return tmp_path / "M1"
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_meta_and_back_is_bit_exact(saved, tmp_path, shards: int) -> None:
+    meta, again = str(tmp_path / "meta"), str(tmp_path / "again")
+    assert main(["convert", str(saved), meta, "--to", "meta", "--shards", str(shards)]) == 0
+    assert main(["convert", meta, again, "--to", "hf"]) == 0
+    assert len(list((tmp_path / "meta").glob("*.pth"))) == shards
+    for path in (meta, again):
+        assert same_weights(llama.load(path)[0], tiny_model())
+
+
+def test_metas_rotary_order() -> None:
+    """Meta turns neighbours (2e, 2e + 1); ours turns halves (e, e + D/2): attention scores must
+    agree.
+    """
+    D, dim = GROUPED.head_dim, GROUPED.dim
+    weight, x_TC = (
+        torch.randn(2, dim, dim, generator=torch.Generator().manual_seed(0)),
+        torch.randn(5, dim),
+    )
+    cos, sin = rotary_tables(torch.arange(5)[None], D, 10000.0)
+    ours = [rotate((x_TC @ w.T).unflatten(-1, (-1, D))[None], cos, sin)[0] for w in weight]
+    turn = torch.complex(cos, sin)[0]
+    theirs = []
+    for w in weight:
+        pairs = (x_TC @ _pairs_from_halves("wq.weight", w, GROUPED).T).unflatten(
+            -1, (-1, D // 2, 2)
+        )
+        theirs.append(
+            torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn).flatten(-2)
+        )
+    score = "thd,shd->hts"
+    torch.testing.assert_close(
+        torch.einsum(score, *ours), torch.einsum(score, *theirs), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_metas_file_as_meta_writes_it(tmp_path) -> None:
+    """The names and cuts of Llama 2's own files: two parts, a rope table in each, the tokenizer
+    beside the directory.
+    """
+    path = tmp_path / "llama-2"
+    model = tiny_model()
+    write_meta(path, model.state_dict(), GROUPED, tiny_tokenizer(), parts=2)
+    (path / "tokenizer.model").rename(tmp_path / "tokenizer.model")
+    for file in path.glob("*.pth"):
+        part = torch.load(file, weights_only=True)
+        shapes = {name: tuple(part[name].shape) for name in part}
+        assert shapes["tok_embeddings.weight"] == (400, 12)
+        assert shapes["layers.0.attention.wk.weight"] == (6, 24)
+        assert shapes["layers.0.attention.wo.weight"] == (24, 12)
+        assert shapes["layers.1.feed_forward.w2.weight"] == (24, 18)
+        assert shapes["layers.1.ffn_norm.weight"] == (24,)
+        assert shapes["output.weight"] == (200, 24)
+        assert file.stat().st_size < 100_000  # a part holds a part
+        torch.save(part | {"rope.freqs": torch.ones(3)}, file)
+    again, _ = llama.load(path)
+    assert same_weights(again, model)
+    assert again.config == replace(GROUPED, max_seq_len=4096)  # the layout does not say
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_metas_params_say_the_same_shape(name: str) -> None:
+    config = replace(PRESETS[name], tie_embeddings=False, max_seq_len=4096)
+    params = json.loads(json.dumps(_params(config)))
+    assert from_meta(params, config.vocab_size) == config
+
+
+def test_a_tied_output_becomes_a_copy(tmp_path) -> None:
+    model = tiny_model(TIED)
+    write_meta(tmp_path, model.state_dict(), TIED, tiny_tokenizer())
+    again, _ = llama.load(tmp_path)
+    assert torch.equal(again.output.weight, model.tok_embeddings.weight)
+    tokens_BT = torch.arange(9)[None]
+    torch.testing.assert_close(again(tokens_BT), model(tokens_BT))
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_hostile_pth_is_never_executed(tmp_path, how: str) -> None:
+    write_meta(tmp_path, tiny_model().state_dict(), GROUPED, tiny_tokenizer())
+    file, trace = tmp_path / "consolidated.00.pth", tmp_path / "trace"
+    payload = {"output.weight": Payload(f"touch {trace}")}
+    if how == "torch":
+        torch.save(payload, file)
+    else:
+        file.write_bytes(pickle.dumps(payload))
+    with pytest.raises(
+        ValueError, match=r"consolidated\.00\.pth is damaged or holds more than tensors"
+    ):
+        read_checkpoint(tmp_path)
+    assert not trace.exists()
+    with file.open("rb") as stream:  # the control: it would have run
+        torch.load(stream, weights_only=False) if how == "torch" else pickle.load(stream)
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda p: p.pop("norm.weight"), r"'norm\.weight' is missing"),
+        (lambda p: p.update(x=torch.zeros(1)), "'x' belongs to no weight"),
+        (lambda p: p.update({"norm.weight": torch.ones(3)}), r"'norm\.weight' has shape"),
+        (
+            lambda p: p.update({"norm.weight": torch.ones(24).long()}),
+            r"'norm\.weight' is no tensor",
+        ),
+        (lambda p: p.update({"norm.weight": [1.0]}), r"'norm\.weight' is no tensor"),
+    ],
+)
+def test_every_tensor_of_metas_is_accounted_for(tmp_path, edit, message) -> None:
+    write_meta(tmp_path, tiny_model().state_dict(), GROUPED, tiny_tokenizer(), parts=2)
+    file = tmp_path / "consolidated.01.pth"
+    part = torch.load(file, weights_only=True)
+    edit(part)
+    torch.save(part, file)
+    with pytest.raises(ValueError, match=rf"consolidated\.01\.pth.*{message}"):
+        llama.load(tmp_path)
+
+
+def test_convert_reports_errors_and_overwrites_nothing(saved, tmp_path, capsys) -> None:
+    assert main(["convert", str(saved), str(saved), "--to", "meta"]) == 1
+    assert "is not an empty directory" in capsys.readouterr().err
+    assert main(["convert", str(saved), str(tmp_path / "x"), "--to", "meta", "--shards", "3"]) == 1
+    assert "cannot be dealt to 3 parts" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "none"), str(tmp_path / "x"), "--to", "hf"]) == 1
+    assert not (tmp_path / "x").exists()

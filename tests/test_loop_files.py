@@ -1,0 +1,143 @@
+"""Files are there whole or not at all, whatever fails and whenever."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loop import files
+
+
+class Killed(BaseException):
+    """Stands for kill -9: no handler of ours may catch it."""
+
+
+class At:
+    """Raises `error` at the n-th operation; counts them."""
+
+    def __init__(self, n, error):
+        self.n, self.error, self.seen = n, error, 0
+
+    def __call__(self, operation, path):
+        if self.seen == self.n:
+            self.seen += 1
+            raise self.error
+        self.seen += 1
+
+
+def operations(hook, work):
+    """How many operations `work` takes."""
+    counter = At(None, None)
+    hook(counter)
+    work()
+    hook(lambda operation, path: None)
+    return counter.seen
+
+
+def test_a_write_that_fails_anywhere_leaves_the_old_file_and_names_it(tmp_path, hook):
+    path = tmp_path / "a" / "rows.jsonl"
+    files.write(path, b"old")
+    count = operations(hook, lambda: files.write(path, b"old"))
+    assert count == 4  # write, fsync, replace, fsync of the directory
+    for n in range(count):
+        hook(At(n, OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(OSError, match="rows.jsonl"):
+            files.write(path, b"new")
+        assert path.read_bytes() == (b"old" if n < 3 else b"new")
+        assert os.listdir(path.parent) == ["rows.jsonl"]  # nothing lies about
+        hook(lambda operation, path: None)
+        files.write(path, b"old")
+
+
+def test_a_write_that_is_killed_anywhere_leaves_the_old_or_the_new_file(tmp_path, hook):
+    path = tmp_path / "rows.jsonl"
+    for n in range(4):
+        files.write(path, b"old")
+        hook(At(n, Killed()))
+        with pytest.raises(Killed):
+            files.write(path, b"new")
+        assert path.read_bytes() in (b"old", b"new")
+        hook(lambda operation, path: None)
+        files.write(path, b"new")  # and the rest of the killed write is in nobody's way
+        assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_bytes_reach_the_disk_before_their_name_and_the_name_before_the_end(tmp_path, hook):
+    trace = []
+    hook(lambda operation, path: trace.append((operation, path.name)))
+    files.write(tmp_path / "x", b"1")
+    assert trace == [("write", "x"), ("fsync", "x"), ("replace", "x"), ("fsync", tmp_path.name)]
+
+
+def fill(directory: Path, names: dict[str, bytes]) -> Path:
+    for name, data in names.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(data)
+    return directory
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {name: (directory / name).read_bytes() for name in files.names_in(directory)}
+
+
+def test_a_directory_moves_in_with_every_file_synced(tmp_path, hook):
+    source = fill(tmp_path / "s", {"a": b"1", "sub/b": b"2"})
+    synced = []
+    hook(lambda operation, path: synced.append(path) if operation == "fsync" else None)
+    assert files.move_in(source, tmp_path / "t") == ["a", "sub/b"]
+    assert contents(tmp_path / "t") == {"a": b"1", "sub/b": b"2"} and not source.exists()
+    assert {source / "a", source / "sub/b", source / "sub", source, tmp_path} <= set(synced)
+
+
+def test_a_directory_that_stands_already_keeps_what_others_wrote(tmp_path):
+    target = fill(tmp_path / "t", {"a": b"old", "pairs.jsonl": b"kept"})
+    files.move_in(fill(tmp_path / "s", {"a": b"new", "sub/b": b"2"}), target)
+    assert contents(target) == {"a": b"new", "sub/b": b"2", "pairs.jsonl": b"kept"}
+    assert not (tmp_path / "s").exists()
+
+
+def test_remove_takes_files_directories_and_nothing(tmp_path):
+    fill(tmp_path, {"a": b"", "d/b": b""})
+    for name in ("a", "d", "never-there"):
+        files.remove(tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_digests_tell_what_is_gone(tmp_path):
+    fill(tmp_path, {"a": b"abc"})
+    found = files.digests(tmp_path, ["a", "b"])
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert found == {"a": {"size": 3, "sha256": known}, "b": None}
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["id", "text", "é"]), plain)))
+def test_rows_come_back_as_they_were(rows):
+    data = files.jsonl_bytes(rows)
+    assert files.read_jsonl(data) == rows
+    assert data.count(b"\n") == len(rows) and (not rows or data.endswith(b"\n"))
+
+
+def test_rows_keep_odd_line_ends_and_their_order_of_fields():
+    rows = [{"b": "one\u2028two\x85three\r\n", "a": "¼"}]
+    data = files.jsonl_bytes(rows)
+    assert data == '{"b": "one\u2028two\x85three\\r\\n", "a": "¼"}\n'.encode()
+    assert files.read_jsonl(data) == rows
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_what_json_cannot_say_is_refused(number):
+    with pytest.raises(ValueError, match="JSON"):
+        files.jsonl_bytes([{"score": number}])
+    with pytest.raises(ValueError, match="JSON"):
+        files.json_bytes({"score": number})

@@ -1,0 +1,213 @@
+"""Whatever stops a run or befalls its files, the same command brings it to the same end."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_loop import EVERYTHING, Killed, kept, small_loop
+
+from loop import files
+from loop.run import Run
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def fast_disk(monkeypatch):
+    """For tests of hundreds of runs: nothing here pulls the plug, so why wait for the disk?"""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def test_killed_at_any_operation_it_ends_as_an_undisturbed_run(tmp_path, alone, hook, fast_disk):
+    trace = []
+    hook(lambda operation, path: trace.append((operation, path)))
+    small_loop(tmp_path / "clean", alone)
+    clean = kept(tmp_path / "clean")
+    assert len(trace) > 40
+    for n in range(len(trace)):
+        directory, seen = tmp_path / str(n), iter(range(len(trace) + 1))
+
+        def kill(operation, path, n=n, seen=seen):
+            if next(seen) == n:
+                raise Killed
+
+        hook(kill)
+        with pytest.raises(Killed):
+            small_loop(directory, alone)
+        hook(lambda operation, path: None)
+        small_loop(directory, alone)
+        assert kept(directory) == clean, trace[n]
+
+
+def test_a_full_disk_at_any_operation_is_an_error_that_the_same_command_mends(
+    tmp_path, alone, hook
+):
+    trace = []
+    hook(lambda operation, path: trace.append((operation, path)))
+    small_loop(tmp_path / "clean", alone)
+    for n in range(0, len(trace), 3):
+        directory, seen = tmp_path / str(n), iter(range(len(trace) + 1))
+
+        def fail(operation, path, n=n, seen=seen):
+            if next(seen) == n:
+                raise OSError(28, "No space left on device")
+
+        hook(fail)
+        with pytest.raises(OSError, match=r"No space left on device: '.*"):
+            small_loop(directory, alone)
+        hook(lambda operation, path: None)
+        small_loop(directory, alone)
+        assert kept(directory) == kept(tmp_path / "clean"), trace[n]
+
+
+def test_what_a_stage_wrote_is_synced_before_the_record_says_so(tmp_path, alone, hook):
+    trace = []
+    hook(lambda operation, path: trace.append((operation, path.relative_to(tmp_path.parent))))
+    small_loop(tmp_path, alone)
+    root = Path(tmp_path.name)
+    renamed = trace.index(("replace", root / "M1"))
+    recorded = trace.index(("replace", root / "manifest.json"))
+    assert renamed < trace.index(("fsync", root), renamed) < recorded
+    assert trace.index(("fsync", root / "M1.unfinished" / "model")) < renamed
+
+
+def test_an_interrupted_stage_goes_on_from_its_last_unit(tmp_path, alone):
+    done = []
+
+    def respond(part):
+        if part == [4, 5]:
+            raise Killed
+        done.append(part)
+        return [{"n": n} for n in part]
+
+    items = list(range(7))
+    with Run.open(tmp_path, {}, alone) as run, pytest.raises(Killed):
+        run.rows_in_units("r.jsonl", items, respond, "r", unit=2)
+    assert done == [[0, 1], [2, 3]] and not (tmp_path / "r.jsonl").exists()
+    with Run.open(tmp_path, {}, alone) as run:
+        rows = run.rows_in_units(
+            "r.jsonl", items, lambda p: done.append(p) or [{"n": n} for n in p], "r", unit=2
+        )
+    assert done[2:] == [[4, 5], [6]] and rows == [{"n": n} for n in items]
+    assert files.names_in(tmp_path) == [".lock", "config.json", "manifest.json", "r.jsonl"]
+
+
+def test_units_of_another_size_are_not_mistaken_for_each_other(tmp_path, alone):
+    def respond(part, last):
+        if last in part:
+            raise Killed
+        return [{"n": n} for n in part]
+
+    for unit, last in ((2, 3), (3, 7), (2, None)):
+        with Run.open(tmp_path, {}, alone) as run:
+            if last is None:
+                rows = run.rows_in_units("r", range(8), lambda p: respond(p, None), "r", unit=unit)
+                assert rows == [{"n": n} for n in range(8)]
+            else:
+                with pytest.raises(Killed):
+                    run.rows_in_units(
+                        "r", range(8), lambda p, n=last: respond(p, n), "r", unit=unit
+                    )
+
+
+def test_an_unfinished_directory_keeps_what_training_goes_on_from(tmp_path, alone):
+    def stops(unfinished):
+        (unfinished / "step-200").write_text("state")
+        raise Killed
+
+    def goes_on(unfinished):
+        assert (unfinished / "step-200").read_text() == "state"
+        (unfinished / "step-200").rename(unfinished / "model")
+
+    with Run.open(tmp_path, {}, alone) as run, pytest.raises(Killed):
+        run.directory("M1", stops, "M1")
+    with Run.open(tmp_path, {}, alone) as run:
+        assert files.names_in(run.directory("M1", goes_on, "M1")) == ["model"]
+        assert not (tmp_path / "M1.unfinished").exists()
+
+
+def test_damage_at_any_byte_is_noticed_named_and_mended(tmp_path, alone, capsys, fast_disk):
+    small_loop(tmp_path, alone)
+    path = tmp_path / "M1" / "prompts.jsonl"
+    good = path.read_bytes()
+    broken = [good[:n] for n in range(0, len(good), 7)]  # truncated
+    broken += [good[:n] + bytes([good[n] ^ 1]) + good[n + 1 :] for n in range(0, len(good), 5)]
+    for data in broken:
+        path.write_bytes(data)
+        capsys.readouterr()
+        made = []
+        small_loop(tmp_path, alone, made)
+        assert (
+            made == ["prompts"] and path.read_bytes() == good
+        )  # the same rows: what follows stands
+        assert f"{path}: damaged; it is made again" in capsys.readouterr().out
+    path.unlink()
+    small_loop(tmp_path, alone)
+    assert (
+        f"{path}: gone; it is made again" in capsys.readouterr().out and path.read_bytes() == good
+    )
+
+
+def test_a_damaged_checkpoint_is_made_again_and_its_neighbours_stay(tmp_path, alone, capsys):
+    small_loop(tmp_path, alone)
+    whole = kept(tmp_path)
+    (tmp_path / "M1" / "model").write_bytes(b"v")
+    made = []
+    small_loop(tmp_path, alone, made)
+    assert made == ["M1"] and kept(tmp_path) == whole
+    assert f"{tmp_path / 'M1' / 'model'}: damaged" in capsys.readouterr().out
+
+
+def test_a_stage_that_comes_out_different_has_all_that_followed_made_again(tmp_path, alone):
+    small_loop(tmp_path, alone)
+    (tmp_path / "M1" / "model").unlink()
+    (tmp_path / "M2.unfinished").mkdir()
+    made = []
+    small_loop(tmp_path, alone, made, weight=b"another")
+    assert made == EVERYTHING and not (tmp_path / "M2.unfinished").exists()
+    small_loop(tmp_path, alone, made, weight=b"another")
+    assert made == EVERYTHING
+
+
+def test_a_damaged_record_or_config_is_refused_by_name(tmp_path, alone):
+    small_loop(tmp_path, alone)
+    for name in ("manifest.json", "config.json"):
+        path = tmp_path / name
+        good = path.read_bytes()
+        for bad in (
+            good[: len(good) // 2],
+            b"[]",
+            b"{}",
+            b"\xff",
+            good.replace(b'"size": 1', b'"size": 2'),
+        ):
+            if bad != good:
+                path.write_bytes(bad)
+                with pytest.raises(ValueError, match=f"{name}: damaged"):
+                    small_loop(tmp_path, alone)
+        path.write_bytes(good)
+        small_loop(tmp_path, alone)
+
+
+DIES = """
+import itertools, os, sys
+sys.path.insert(0, {tests!r})
+from conftest import Alone
+from pathlib import Path
+from small_loop import files, small_loop
+count = itertools.count()
+files.before = lambda operation, path: next(count) == {n} and os._exit(137)
+small_loop(Path({directory!r}), Alone())
+"""
+
+
+@pytest.mark.parametrize("n", [3, 17, 40])
+def test_a_process_that_dies_is_taken_up_by_the_next(tmp_path, alone, n):
+    code = DIES.format(tests=str(ROOT / "tests"), directory=str(tmp_path / "run"), n=n)
+    dead = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert dead.returncode == 137
+    small_loop(tmp_path / "run", alone)
+    small_loop(tmp_path / "clean", alone)
+    assert kept(tmp_path / "run") == kept(tmp_path / "clean")

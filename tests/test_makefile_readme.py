@@ -1,0 +1,84 @@
+"""The commands that a newcomer reads about exist, and the tools that they call are set up."""
+
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from loop.options import parse_arguments
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+TARGETS = ("install", "run", "test", "lint", "bench", "controls", "base", "clean")
+
+
+def rules() -> dict[str, str]:
+    """Each target of the Makefile with its recipe."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Makefile").read_text())
+    return {
+        match[1]: match[2]
+        for match in re.finditer(r"^([\w./-]+):[^=\n]*\n((?:\t.*\n)*)", text, re.M)
+    }
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_promised_target_does_something(target):
+    assert rules()[target] or target == "install"  # install is all in what it needs
+
+
+@pytest.mark.parametrize("target", ["run", "test", "lint"])
+def test_a_target_sets_the_machine_up_first(target):
+    dry = ["make", "--dry-run", "--always-make", "PYTHON=python3", target]
+    plan = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert plan.index("-m venv") < plan.index("--editable") < plan.index("touch .venv/installed")
+    wanted = {"run": "train.py", "test": "pytest", "lint": "mypy"}[target]
+    assert plan.index("touch .venv/installed") < plan.rindex(wanted)
+
+
+def test_running_needs_no_test_tools():
+    dry = ["make", "--dry-run", "--always-make", "PYTHON=python3", "run"]
+    plan = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "[test" not in plan and "installed-tests" not in plan
+
+
+def test_every_requirement_is_pinned_and_every_pin_is_one_version():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin) for pin in pins)
+    assert len(pins) == len({pin.split("==")[0] for pin in pins})
+    setup = (ROOT / "setup.py").read_text()
+    lists = re.findall(r'(?:install_requires=|"test": |"lint": )\[(.*?)\]', setup, re.DOTALL)
+    names = re.findall(r'"([a-z-]+)', " ".join(lists))
+    assert len(lists) == 3 and len(names) > 10
+    assert set(names) <= {pin.split("==")[0] for pin in pins}
+
+
+def test_warnings_are_errors():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        assert tomllib.load(file)["tool"]["pytest"]["ini_options"]["filterwarnings"][0] == "error"
+
+
+def commands() -> list[list[str]]:
+    """The shell commands in the README's code blocks."""
+    blocks = re.findall(
+        r"^```(?:bash|sh|console)?\n(.*?)^```", README.read_text(), re.M | re.DOTALL
+    )
+    text = re.sub(r"\\\n", " ", "\n".join(blocks))
+    lines = (line.removeprefix("$ ").strip() for line in text.splitlines())
+    starts = ("make ", "python ", "torchrun ", ".venv/bin/")
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(starts)]
+
+
+@pytest.mark.skipif(not README.exists(), reason="the README is not written yet")
+def test_the_readmes_make_and_train_commands_are_understood():
+    assert commands()
+    for words in commands():
+        if words[0] == "make":
+            assert {word for word in words[1:] if "=" not in word} <= set(rules())
+        elif "train.py" in words:
+            parse_arguments(words[words.index("train.py") + 1 :])
+        elif "-m" in words:
+            assert (ROOT / words[words.index("-m") + 1].replace(".", "/")).exists()
