@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -122,7 +121,7 @@ _HELP = {
     "max_steps": "stop after so many",
     "save_every": "steps between two saves to go on from",
 }
-_OPTIONS = tuple(_HELP)
+_OPTIONS = (*_HELP, "recompute")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,15 +132,17 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--sft", type=Path, help="JSONL of id, prompt, response")
     parser.add_argument("--out", type=Path, required=True, help="directory for the trained model")
     parser.add_argument("--replay", type=Path, help="DPO: JSONL as for --sft, mixed into each step")
+    parser.add_argument(
+        "--recompute", action="store_true", default=None, help="slower, with far less memory"
+    )
     parser.add_argument("--bfloat16", action="store_true", help="compute in it; weights stay fp32")
     parser.add_argument("--seed", type=int, default=0, help="of the order and of dropout")
     types = get_type_hints(TrainSettings)
-    for field in fields(TrainSettings):
-        kind = types[field.name] if types[field.name] in (int, float) else int
-        default = "" if field.default in (MISSING, None) else f"; default {field.default}"
-        text = _HELP[field.name]
-        help_text = text if "default" in text else text + default
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=help_text)
+    for name, text in _HELP.items():
+        default = getattr(TrainSettings, name, None)
+        text = text if default is None or "default" in text else f"{text}; default {default}"
+        kind = float if types[name] is float else int
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
     return parser
 
 

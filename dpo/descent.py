@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from dpo.checkpoint import load_training, read_state, save_training
@@ -31,7 +33,7 @@ from llama.parallel import Group, clip_grad_norm
 
 BETAS = (0.9, 0.95)  # Adam's, as Llama 2 was trained
 MAX_SKIPS = 5  # steps in a row without a finite loss and gradient
-MAY_CHANGE = {"micro_tokens", "save_every"}  # on resume: they change no step
+MAY_CHANGE = {"micro_tokens", "recompute", "save_every"}  # on resume: they change no step
 
 Record = dict[str, Any]
 
@@ -106,7 +108,7 @@ class Descent:
         is_main, started, tokens = self.group.is_main, time.perf_counter(), 0
         records = Records(self.directory if is_main else None, progress.record_bytes)
         bar = tqdm(desc=description, initial=progress.step, total=self.steps, disable=not is_main)
-        with records, bar, _training(self.model, self.settings.dropout):
+        with records, bar, _training(self.model, self.settings):
             while progress.step < self.steps:
                 record = self._step(progress.step)
                 records.add(record)
@@ -177,8 +179,8 @@ class Descent:
             yield
         except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"training step {step} does not fit in memory: lower micro_tokens "
-                f"(now {self.settings.micro_tokens}) and run again"
+                f"training step {step} does not fit in memory: lower micro_tokens (now "
+                f"{self.settings.micro_tokens}) or set recompute, and run again"
             ) from error
 
 
@@ -193,13 +195,18 @@ def _shown(record: Record, speed: float) -> dict[str, str]:
 
 
 @contextmanager
-def _training(model: Llama, dropout: float) -> Iterator[None]:
-    """Train mode with this dropout; afterwards eval mode with none."""
+def _training(model: Llama, settings: TrainSettings) -> Iterator[None]:
+    """Train mode with dropout, blocks recomputed if that is set; afterwards eval mode as ever."""
     model.train()
-    model.dropout = dropout
+    model.dropout = settings.dropout
+    blocks = list(model.layers) if settings.recompute else []
+    for block in blocks:  # inside of what FSDP hooks onto, so that it gathers for both passes
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
+        for block in blocks:
+            del block.forward
         model.eval()
         model.dropout = 0.0
 

@@ -23,6 +23,7 @@ class TrainSettings:
     clip: float = 1.0  # largest global norm of the gradient
     dropout: float = 0.1
     micro_tokens: int = 8192  # in one forward pass, padding included
+    recompute: bool = False  # blocks run again in the backward pass: slower, far less memory
     beta: float = 0.1  # DPO's inverse temperature
     nll_weight: float = 0.0  # DPO: weight of the chosen responses' loss per token
     replay_weight: float = 0.0  # DPO: weight of the replayed rows' loss per token

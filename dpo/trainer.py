@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from torch.distributed.fsdp import FSDPModule
+
 from dpo.batches import Dealer, micro_batches
 from dpo.descent import Descent, forward_logps
 from dpo.lines import Pair, Row, pair_line, row_line
@@ -95,4 +97,7 @@ def _reference(
     forward = partial(forward_logps, model, device=group.device)
     steps = map(pairs.step, range(pairs.steps_per_epoch))
     micros = (m for lines in steps for m in micro_batches(lines, micro_tokens, group.world_size))
-    return reference_logps(forward, micros, key, directory, group)
+    reference = reference_logps(forward, micros, key, directory, group)
+    if isinstance(model, FSDPModule):
+        model.reshard()  # a pass without gradients leaves the root whole, and hides its own weights
+    return reference

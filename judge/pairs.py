@@ -105,7 +105,7 @@ def _best_and_worst(prompt: Row, scored: list[tuple[float, Row]]) -> tuple[str, 
     # `max` and `min` take the first of equals, and that is the one with the smallest k.
     best = max(scored, key=lambda entry: round(entry[0], 9))
     worst = min(scored, key=lambda entry: round(entry[0], 9))
-    if round(best[0], 9) == round(worst[0], 9):
+    if best is worst:  # all are equal, and both took the first
         return "equal_scores", []
     if best[1]["text"].strip() == worst[1]["text"].strip():
         return "identical_texts", []

@@ -20,10 +20,9 @@ def parse_score(text: str, low: float = 0.0, high: float = 5.0) -> float | None:
     value outside [low, high].
     """
     lines = [line for line in text.splitlines() if line.strip()]
-    labels = list(LABEL.finditer(lines[-1])) if lines else []
-    if len(labels) != 1:  # "Score: 2 … Score: 4" leaves open which is meant
-        return None
-    number = NUMBER.fullmatch(lines[-1], labels[0].end())
+    label = LABEL.search(lines[-1]) if lines else None
+    # From the first label to the end: "Score: 2 … Score: 4" leaves open which is meant.
+    number = NUMBER.fullmatch(lines[-1], label.end()) if label else None
     if number is None:
         return None
     value, of = float(number[1]), number[2]

@@ -23,7 +23,7 @@ from torch import Tensor
 from llama.attention import CausalRows
 from llama.config import LlamaConfig
 
-GROWTH = 16  # tokens by which slots grow: seldom copied, and little read in vain
+GROWTH = 16  # tokens by which slots grow at least: seldom copied, and little read in vain
 
 
 def token_bytes(config: LlamaConfig, dtype: torch.dtype) -> int:
@@ -38,11 +38,16 @@ class Cache:
         self.config, self.dtype, self.device = config, dtype, device
         self.cohorts: list[Cohort] = []
 
-    def admit(self, prompt_R: Tensor, samples_R: Tensor) -> Cohort:
-        """A cohort for prompts of these lengths, with so many samples each."""
+    @property
+    def tokens_held(self) -> int:
+        """Tokens that memory is, or will be, taken for."""
+        return sum(cohort.tokens_held for cohort in self.cohorts)
+
+    def admit(self, prompt_R: Tensor, samples_R: Tensor, new: int) -> Cohort:
+        """A cohort for prompts of these lengths, each with some samples of at most `new` tokens."""
         kv_heads = (self.config.n_layers, self.config.n_kv_heads, self.config.head_dim)
-        arena = torch.zeros(0, dtype=self.dtype, device=self.device)
-        self.cohorts.append(Cohort(prompt_R, samples_R, kv_heads, arena))
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        self.cohorts.append(Cohort(prompt_R, samples_R, new, kv_heads, like))
         return self.cohorts[-1]
 
     def decode(self) -> Decode:
@@ -68,7 +73,12 @@ class Cohort:
     """Prompts that were read together, and their samples."""
 
     def __init__(
-        self, prompt_R: Tensor, samples_R: Tensor, kv_heads: tuple[int, int, int], like: Tensor
+        self,
+        prompt_R: Tensor,
+        samples_R: Tensor,
+        new: int,
+        kv_heads: tuple[int, int, int],
+        like: Tensor,
     ) -> None:
         R, T, S = len(prompt_R), int(prompt_R.max()), int(samples_R.sum())
         Y, G, D = kv_heads
@@ -77,7 +87,7 @@ class Cohort:
         self.prefix_v_YRGTD = like.new_empty(Y, R, G, T, D)
         self.suffix_k_YSGND = like.new_empty(Y, S, G, 0, D)
         self.suffix_v_YSGND = like.new_empty(Y, S, G, 0, D)
-        self.age = 0
+        self.age, self.new = 0, new
         self.shared = int(samples_R.max())
         self.prompt_R = prompt_R
         self.row_S = torch.arange(R, device=like.device).repeat_interleave(samples_R)
@@ -90,6 +100,11 @@ class Cohort:
         """Samples in progress."""
         return len(self.row_S)
 
+    @property
+    def tokens_held(self) -> int:
+        """Tokens that memory is, or will be, taken for."""
+        return self.prompt_R.numel() * self.prefix_v_YRGTD.shape[3] + self.slots * self.new
+
     def prefill(self, rows: slice) -> Prefill:
         """What prompts attend to that are read into these rows, padded to the longest of all."""
         return Prefill(self, rows)
@@ -99,7 +114,8 @@ class Cohort:
         self.age += 1
         if self.age > self.suffix_k_YSGND.shape[3]:
             # zeros: what is masked gets weight 0, and 0 times whatever lies about may be NaN
-            longer = (0, 0, 0, GROWTH)
+            more = min(max(GROWTH, self.age // 8), self.new - self.age + 1)
+            longer = (0, 0, 0, more)
             self.suffix_k_YSGND = F.pad(self.suffix_k_YSGND[:, : self.slots], longer)
             self.suffix_v_YSGND = F.pad(self.suffix_v_YSGND[:, : self.slots], longer)
 
@@ -108,9 +124,11 @@ class Cohort:
         order_S = _close(kept_S)
         if len(order_S) == len(kept_S):
             return order_S
+        self.row_S, self.seat_S = self.row_S[order_S], self.seat_S[order_S]
+        if not self.slots:
+            return order_S
         _move(self.suffix_k_YSGND, order_S)
         _move(self.suffix_v_YSGND, order_S)
-        self.row_S, self.seat_S = self.row_S[order_S], self.seat_S[order_S]
         needed_R = torch.zeros_like(self.prompt_R, dtype=torch.bool)
         needed_R[self.row_S] = True
         order_R = _close(needed_R)

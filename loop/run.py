@@ -138,6 +138,13 @@ class Run:
         counts: Row = self._stages[path]["counts"]
         return counts
 
+    def stages(self, directory: str) -> list[str]:
+        """The finished stages inside a directory, by their names in it, in the order of
+        finishing.
+        """
+        inside = f"{directory}/"
+        return [path.removeprefix(inside) for path in self._stages if path.startswith(inside)]
+
     def say(self, line: str) -> None:
         """Prints a line, once for all ranks."""
         if self.group.is_main:

@@ -4,11 +4,15 @@ is the field.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dpo.settings import TrainSettings
 
+DECODING = ("temperature", "top_p", "max_new_tokens")
+FILTERS = ("min_words", "max_words", "keywords", "similarity")
+WRITING = ("count", *DECODING, "n_seed", "n_made", "round_size", "max_rounds")
 _PLACES = ("run", "model", "seed_data")  # where things lie, which does not make another run
 
 
@@ -36,6 +40,16 @@ class Prompts:
         _at_least(self, 0, "n_seed", "n_made", "similarity")
         _decodes(self)
 
+    @property
+    def filters(self) -> dict[str, Any]:
+        """What `sampling.sieve.Sieve` is made with."""
+        return _picked(self, FILTERS)
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """What `sampling.self_instruct.write_prompts` is called with."""
+        return _picked(self, WRITING)
+
 
 @dataclass(frozen=True)
 class Responses:
@@ -51,6 +65,11 @@ class Responses:
         _at_least(self, 1, "max_new_tokens")
         _decodes(self)
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What every sampling call is told."""
+        return _picked(self, DECODING)
+
 
 @dataclass(frozen=True)
 class Judging:
@@ -65,6 +84,11 @@ class Judging:
     def __post_init__(self) -> None:
         _at_least(self, 1, "k", "max_new_tokens")
         _decodes(self)
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What every sampling call is told."""
+        return _picked(self, DECODING)
 
 
 @dataclass(frozen=True)
@@ -145,6 +169,10 @@ class Settings:
         """What makes a run this run and no other, as plain values: all but places and machine."""
         tree = asdict(self)
         return {key: value for key, value in tree.items() if key not in (*_PLACES, "machine")}
+
+
+def _picked(section: object, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in names}
 
 
 def _at_least(section: object, least: float, *names: str) -> None:

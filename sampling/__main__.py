@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             requests = requests_of(rows, given.source, encode, given.n, model.config)
             samples = sample(model, requests, decoding, given.seed, group)
             if group.is_main:
-                write(given.target, jsonl_bytes(sample_rows(requests, samples, tokenizer)))
+                decode = tokenizer.decode if given.raw else partial(decode_answer, tokenizer)
+                write(given.target, jsonl_bytes(sample_rows(requests, samples, decode)))
         group.stop()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -124,7 +125,9 @@ def sample(
 
 
 def sample_rows(
-    requests: Sequence[Request], samples: Sequence[Sequence[Sample]], tokenizer: Tokenizer
+    requests: Sequence[Request],
+    samples: Sequence[Sequence[Sample]],
+    decode: Callable[[list[int]], str],
 ) -> list[Row]:
     """Rows `{id, prompt_id, k, text, token_ids, finished}`."""
     return [
@@ -132,13 +135,18 @@ def sample_rows(
             "id": f"{request.id}.{k}",
             "prompt_id": request.id,
             "k": k,
-            "text": tokenizer.decode(made.token_ids),
+            "text": decode(made.token_ids),
             "token_ids": made.token_ids,
             "finished": made.finished,
         }
         for request, its_samples in zip(requests, samples)
         for k, made in enumerate(its_samples)
     ]
+
+
+def decode_answer(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The text of an answer, without the spaces that the chat format puts around it."""
+    return tokenizer.decode(ids).strip()
 
 
 def chat(talk: Talk) -> None:

@@ -3,7 +3,8 @@
 Knows the cache only as slots that are given and taken back. Knows no text, no ranks and no queue.
 """
 
-# S slots in use, A asks, T tokens of the longest prompt among them, N tokens of the longest sample
+# S slots in use, N tokens of the longest sample, V vocabulary
+# A asks, T tokens of the longest prompt among them, B asks read at once, C width
 
 from __future__ import annotations
 
@@ -82,25 +83,28 @@ class Batch:
         self.count_S = torch.cat((self.count_S, torch.zeros_like(sample_S)))
         blank_SN = self._integers(len(owners), self.decoding.max_new_tokens)
         self.written_SN = torch.cat((self.written_SN, blank_SN))
-        logits_AV = self._prefill([ask.prompt for ask in asks], self.cache.admit(prompt_A, n_A))
+        cohort = self.cache.admit(prompt_A, n_A, int(limit_A.max()))
+        logits_AV = self._prefill([ask.prompt for ask in asks], cohort)
         return self._write(logits_AV[ask_S], new)
 
     def _prefill(self, prompts: list[list[int]], cohort: Cohort) -> Tensor:
         """Logits AV of what follows each prompt."""
-        tokens_AT = self._integers(len(prompts), max(map(len, prompts)))
-        for row, prompt in zip(tokens_AT, prompts):
-            row[: len(prompt)] = torch.tensor(prompt)
-        some = max(1, PREFILL_TOKENS // tokens_AT.shape[1])
-        parts = []
-        for start in range(0, len(prompts), some):
-            rows = slice(start, start + some)
-            last_B = cohort.prompt_R[rows] - 1
+        T = max(map(len, prompts))
+        padded = [prompt + [0] * (T - len(prompt)) for prompt in prompts]
+        tokens_AT = torch.tensor(padded, device=self.device)
+        some = max(1, PREFILL_TOKENS // T)
+        parts = (slice(start, start + some) for start in range(0, len(prompts), some))
+        return torch.cat([self._prefill_rows(tokens_AT[rows], cohort, rows) for rows in parts])
 
-            def last_token(hidden_BTC: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-                return project(hidden_BTC[torch.arange(len(last_B)), last_B])
+    def _prefill_rows(self, tokens_BT: Tensor, cohort: Cohort, rows: slice) -> Tensor:
+        last_B = cohort.prompt_R[rows] - 1
+        row_B = torch.arange(len(last_B), device=self.device)
 
-            parts.append(self.model(tokens_AT[rows], cohort.prefill(rows), head=last_token))
-        return torch.cat(parts)
+        def after_prompt(hidden_BTC: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+            return project(hidden_BTC[row_B, last_B])
+
+        logits_BV: Tensor = self.model(tokens_BT, cohort.prefill(rows), head=after_prompt)
+        return logits_BV
 
     def step(self) -> list[tuple[Owner, Sample]]:
         """Writes one token to every sample. Returns those that ended, and gives their slots up."""

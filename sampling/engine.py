@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from llama.cache import token_bytes
 from llama.config import LlamaConfig
 from llama.model import Llama
 from sampling.batch import Ask, Batch, Decoding, Sample
@@ -53,7 +54,7 @@ def generate(
     A sample ends unfinished after `max_new_tokens`, or where the context is full: a prompt that
     fills it by itself gets samples without a token.
     Raises ValueError for impossible settings, an empty prompt, an id outside the vocabulary, a
-    kv_bytes in which no sample fits, and for logits that are not numbers.
+    kv_bytes in which one prompt and its samples do not fit, and for logits that are not numbers.
     """
     _check(requests, decoding, slots, model.config.vocab_size)
     training = model.training
@@ -90,10 +91,13 @@ def _run(
         return samples
     # the longest prompts first: those beside each other are then of about one length
     waiting = deque(sorted(_split(asks, slots), key=lambda ask: -len(ask.prompt)))
+    kv_tokens = math.inf
+    if kv_bytes is not None:
+        kv_tokens = kv_bytes // token_bytes(model.config, next(model.parameters()).dtype)
     batch = Batch(model, decoding, seed)
     ready = 0
     while waiting or batch.owners:
-        asked = _next(waiting, batch, slots)
+        asked = _next(waiting, batch, slots, kv_tokens)
         ended = batch.read(asked) if asked else batch.step()
         for (request, number), sample in ended:
             samples[request][number] = sample
@@ -108,21 +112,29 @@ def _limit(request: Request, decoding: Decoding, config: LlamaConfig) -> int:
 
 
 def _split(asks: Sequence[Ask], slots: int) -> Iterator[Ask]:
-    """Asks that fit into the slots; one with more samples is cut, and its prompt read more often."""
+    """Asks that fit into the slots; one of more samples is cut, and its prompt read more often."""
     for ask in asks:
         for start in range(0, len(ask.samples), slots):
             yield replace(ask, samples=ask.samples[start : start + slots])
 
 
-def _next(waiting: deque[Ask], batch: Batch, slots: int) -> list[Ask]:
-    """Takes what is to be read now from the queue: nothing until enough slots are free."""
-    free = slots - len(batch.owners)
-    if batch.owners and free < REFILL_SHARE * slots:
+def _next(waiting: deque[Ask], batch: Batch, slots: int, kv_tokens: float) -> list[Ask]:
+    """Takes what is to be read now from the queue: prompts of about one length, if any."""
+    free_slots, free_tokens = slots - len(batch.owners), kv_tokens - batch.cache.tokens_held
+    if not waiting or (batch.owners and free_slots < REFILL_SHARE * slots):
         return []
     asked: list[Ask] = []
-    while waiting and len(waiting[0].samples) <= free:
+    longest, new, samples = len(waiting[0].prompt), waiting[0].limit, 0
+    while waiting and longest - len(waiting[0].prompt) <= max(16, longest // 4):
+        samples, new = samples + len(waiting[0].samples), max(new, waiting[0].limit)
+        if samples > free_slots or longest * (len(asked) + 1) + new * samples > free_tokens:
+            break
         asked.append(waiting.popleft())
-        free -= len(asked[-1].samples)
+    if not asked and not batch.owners:
+        raise ValueError(
+            f"kv_bytes has room for {kv_tokens} tokens, but a prompt of {longest} with "
+            f"{samples} samples of {new} needs more: allow more, or fewer slots"
+        )
     return asked
 
 
@@ -135,6 +147,8 @@ def _check(requests: Sequence[Request], decoding: Decoding, slots: int, vocab_si
         raise ValueError(f"temperature is {decoding.temperature}; it must be 0 or more")
     if not 0 < decoding.top_p <= 1:
         raise ValueError(f"top_p is {decoding.top_p}; it must be above 0 and at most 1")
+    if not all(0 <= stop < vocab_size for stop in decoding.stop_ids):
+        raise ValueError(f"a stop id of {sorted(decoding.stop_ids)} is outside the vocabulary")
     for request in requests:
         ids, name = request.token_ids, f"request {request.id!r}"
         if request.n < 1:

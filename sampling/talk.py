@@ -34,7 +34,7 @@ class Talk:
         ids = self._fit([*self.said, {"role": "user", "content": text}])
         request = Request(f"turn {self.turn}", ids)
         [[sample]] = generate(self.model, [request], self.decoding, seed=self.seed, slots=1)
-        answer = self.tokenizer.decode(sample.token_ids)
+        answer = self.tokenizer.decode(sample.token_ids).strip()
         self.said.append({"role": "user", "content": text})
         self.said.append({"role": "assistant", "content": answer})
         return answer, sample.finished

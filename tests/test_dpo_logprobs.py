@@ -1,4 +1,4 @@
-"""Shift, mask and sum of response log-probabilities; each bug seen elsewhere is made here and seen."""
+"""Shift, mask and sum of response log-probabilities; bugs seen elsewhere are made and caught."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The preference losses: their laws, numbers worked by hand, and another implementation's numbers."""
+"""The preference losses: their laws, numbers worked by hand, and parity with TRL."""
 
 import math
 from types import SimpleNamespace
@@ -44,7 +44,9 @@ def test_worked_by_hand() -> None:
     assert at_margin(hinge_loss, wide(-0.5)).item() == pytest.approx(1.5)
     assert at_margin(ipo_loss, margin, 0.5).item() == pytest.approx((3 - 1) ** 2)
     soft, hard = math.log(1 + math.exp(1.5)), math.log(1 + math.exp(-1.5))
-    assert at_margin(cdpo_loss, margin, flipped=0.2).item() == pytest.approx(0.8 * hard + 0.2 * soft)
+    assert at_margin(cdpo_loss, margin, flipped=0.2).item() == pytest.approx(
+        0.8 * hard + 0.2 * soft
+    )
     expected = (0.8 * hard - 0.2 * soft) / 0.6
     assert at_margin(robust_dpo_loss, margin, flipped=0.2).item() == pytest.approx(expected)
     assert sft_loss(wide(-3, -4)).tolist() == [3, 4]
@@ -214,4 +216,6 @@ def test_parity_of_conservative_with_trl() -> None:
     for pair in range(4):
         inputs = [x[pair : pair + 1] for x in logps()]
         expected = trl(*inputs)
-        torch.testing.assert_close(cdpo_loss(*inputs, 0.3, 0.2)[0].mean(), expected, rtol=1e-13, atol=0)
+        torch.testing.assert_close(
+            cdpo_loss(*inputs, 0.3, 0.2)[0].mean(), expected, rtol=1e-13, atol=0
+        )

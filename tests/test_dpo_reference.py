@@ -133,7 +133,7 @@ def test_the_key_sees_weights_tokens_masks_and_order() -> None:
 
 
 def test_dropout_is_off_for_the_reference() -> None:
-    """With it on in training the first margin is not 0; the reference itself does not depend on it."""
+    """Whatever state the model comes in; and it leaves in evaluation mode."""
     model = tiny_model()
     model.train()
     model.dropout = 0.5

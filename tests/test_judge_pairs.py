@@ -87,8 +87,9 @@ def test_equal_means_make_no_pair() -> None:
     assert (pairs, counts["equal_scores"]) == ([], 1)
 
 
-def test_identical_texts_make_no_pair() -> None:
-    pairs, counts = answer_pairs(PROMPTS, answers("a", "a\n"), judged([5], [1]))
+@pytest.mark.parametrize("texts", [("a", "a"), ("a", "a\n"), (" a", "a")])
+def test_identical_texts_make_no_pair(texts: tuple[str, str]) -> None:
+    pairs, counts = answer_pairs(PROMPTS, answers(*texts), judged([5], [1]))
     assert (pairs, counts["identical_texts"]) == ([], 1)
 
 

@@ -26,7 +26,7 @@ REPLIES = [
     ("Final score: 2", 2.0),
     ("SCORE:1", 1.0),
     ("Score: 4.", 4.0),
-    ("Score: 4   ", 4.0),
+    ("  Score: 4   ", 4.0),
     ("Score: 4\n\n  \n", 4.0),
     ("Score: 4\r\n", 4.0),
     ("First I thought Score: 2.\nThen I looked again.\nScore: 4", 4.0),
@@ -41,6 +41,8 @@ REPLIES = [
     ("Score: 4/10", None),
     ("Score: 9/5", None),
     ("Score: five", None),
+    ("Score: five. Score: 4", None),
+    ("\u017fcore: 4", None),  # LATIN SMALL LETTER LONG S, which ignoring case takes for an s
     ("Score: N", None),
     ("Score: ٤", None),  # ARABIC-INDIC DIGIT FOUR
     ("Score: ４", None),  # FULLWIDTH DIGIT FOUR

@@ -112,6 +112,13 @@ def test_demonstrations_are_shuffled() -> None:
     assert all(row["id"].startswith("s") for row in only_one) and len(only_one) == 8
 
 
+def test_every_request_shows_something_else() -> None:
+    writer = FakeWriter()
+    written(60, writer, n_seed=8, n_made=0)
+    assert len(writer.prompts) >= 64  # two rounds or more
+    assert len(set(writer.prompts)) == len(writer.prompts)
+
+
 def test_same_seed_same_prompts() -> None:
     assert written(60) == written(60)
     assert written(60)[0] != written(60, seed=6)[0]

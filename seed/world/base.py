@@ -1,6 +1,8 @@
-"""Makes the base model M0 of the small world: a tokenizer and a tiny Llama, from nothing but the corpus.
+"""Makes the base model M0 of the small world: a tokenizer and a tiny Llama, from nothing but the
+corpus.
 
-What the project does with M0 afterwards is what it does with Llama 2; here alone the project pretrains.
+What the project does with M0 afterwards is what it does with Llama 2; here alone the project
+pretrains.
 """
 
 from collections.abc import Sequence
@@ -57,7 +59,8 @@ class Documents(Sequence[Row]):
 
 
 def make_base(directory: Path, documents: int, group: Group) -> dict[str, float]:
-    """Trains M0 on `documents` documents and saves it in `directory`; returns the training's metrics.
+    """Trains M0 on `documents` documents and saves it in `directory`; returns the training's
+    metrics.
 
     Run again after an interruption it goes on; `directory/training` holds what it needs for that.
     """
@@ -82,7 +85,13 @@ def make_base(directory: Path, documents: int, group: Group) -> dict[str, float]
 
 
 def _tokenizer_lines() -> list[str]:
-    """Lines to learn pieces from. Behind a line break a word has no space before it: hence the brackets."""
+    """Lines to learn pieces from. Behind a line break a word has no space before it: hence the
+    brackets.
+    """
     lines = [line for i in range(TOKENIZER_DOCUMENTS) for line in document(SEED, i).split("\n")]
     frame = ["[INST] Review: kind, count, rule, order, form.", "Answer: [/INST]"] * 500
-    return lines + [f"({line}" for line in lines if line.startswith(("Task", "Answer", "Check"))] + frame
+    return (
+        lines
+        + [f"({line}" for line in lines if line.startswith(("Task", "Answer", "Check"))]
+        + frame
+    )

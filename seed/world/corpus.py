@@ -1,7 +1,8 @@
-"""The documents that the base model M0 reads: lists, drills, exercises, checks. All of one small web.
+"""The documents that the base model M0 reads: lists, drills, exercises, checks. All of one small
+web.
 
-Every document is drawn from (seed, index) alone. Only tasks of the train split occur in them, so no test or dev
-task is ever read, in any wording.
+Every document is drawn from (seed, index) alone. Only tasks of the train split occur in them, so no
+test or dev task is ever read, in any wording.
 """
 
 from random import Random
@@ -14,11 +15,12 @@ from .words import CATEGORIES, CATEGORY_OF, SEPARATORS
 # teach (looking back, the order of two words) are what the longer documents are made of.
 KINDS = {
     "check": 0.42,
-    "exercise": 0.22,
+    "exercise": 0.20,
     "order": 0.10,
-    "list": 0.08,
-    "tasks": 0.08,
-    "copy": 0.06,
+    "list": 0.07,
+    "tasks": 0.07,
+    "copy": 0.05,
+    "find": 0.05,
     "kind": 0.04,
 }
 
@@ -40,7 +42,8 @@ def _list(rng: Random) -> str:
     category, order = rng.choice(list(CATEGORIES)), rng.choice(list(ORDERS))
     words = rng.sample(CATEGORIES[category], rng.randint(3, 8))
     words.sort(reverse=order == "reverse")
-    return f"{category} {rng.choice(ORDERS[order])}: {SEPARATORS[rng.choice(list(SEPARATORS))].join(words)}"
+    title = f"{category} {rng.choice(ORDERS[order])}"
+    return f"{title}: {SEPARATORS[rng.choice(list(SEPARATORS))].join(words)}"
 
 
 def _order(rng: Random) -> str:
@@ -52,9 +55,27 @@ def _order(rng: Random) -> str:
 def _kind(rng: Random) -> str:
     """fruits: one apple fine two bear alien three fig fine."""
     category = rng.choice(list(CATEGORIES))
-    words = [rng.choice(CATEGORIES[category] if rng.random() < 0.6 else list(CATEGORY_OF)) for _ in range(5)]
-    notes = [f"{number_word(i)} {w} {'fine' if CATEGORY_OF[w] == category else 'alien'}" for i, w in enumerate(words, 1)]
+    words = [
+        rng.choice(CATEGORIES[category] if rng.random() < 0.6 else list(CATEGORY_OF))
+        for _ in range(5)
+    ]
+    notes = [
+        f"{number_word(i)} {w} {'fine' if CATEGORY_OF[w] == category else 'alien'}"
+        for i, w in enumerate(words, 1)
+    ]
     return f"{category}: {' '.join(notes)}."
+
+
+def _find(rng: Random) -> str:
+    """apple, fig, kiwi: fig found. lemon missing. apple first. kiwi missing."""
+    words = rng.sample(CATEGORIES[rng.choice(list(CATEGORIES))], rng.randint(4, 8))
+    kept = words[: rng.randint(2, len(words) - 1)]
+    notes = []
+    for word in rng.sample(words, 4):
+        notes.append(f"{word} {'found' if word in kept else 'missing'}.")
+        if rng.random() < 0.5:
+            notes.append(f"{word} {'first' if word == kept[0] else 'missing'}.")
+    return f"{SEPARATORS[rng.choice(list(SEPARATORS))].join(kept)}: {' '.join(notes)}"
 
 
 def _tasks(rng: Random) -> str:
@@ -72,7 +93,9 @@ def _check(rng: Random) -> str:
     """An instruction, somebody's answer, somebody's check."""
     task = draw_task(rng)
     answer = write_answer(task, rng)
-    return f"Task: {word_task(task, rng)}\nAnswer: {answer}\nCheck: {check_answer(task, answer, rng)}"
+    return (
+        f"Task: {word_task(task, rng)}\nAnswer: {answer}\nCheck: {check_answer(task, answer, rng)}"
+    )
 
 
 _WRITERS = {
@@ -83,4 +106,5 @@ _WRITERS = {
     "kind": _kind,
     "tasks": _tasks,
     "copy": _copy,
+    "find": _find,
 }

@@ -47,7 +47,8 @@ def points(task: Task, text: str) -> dict[str, bool]:
         "kind": bool(items) and all(CATEGORY_OF.get(item) == task.category for item in items),
         "count": len(items) == task.count,
         "rule": task.word in (items if task.rule == "include" else items[:1]),
-        "order": bool(items) and all(map(lambda a, b: in_order(a, b, task.order), items, items[1:])),
+        "order": bool(items)
+        and all(map(lambda a, b: in_order(a, b, task.order), items, items[1:])),
         "form": answer.separator == task.separator and answer.closing == task.closing,
     }
 

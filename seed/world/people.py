@@ -1,8 +1,9 @@
 """Careful and careless people: they write answers and check them, as those who wrote the web did.
 
-Nobody here is an oracle. A careless writer forgets constraints (people like commas, forget the closing word, and
-write from a to z even when asked for the reverse); a lenient checker overlooks faults. The base model learns from
-what they wrote, so it can do better than most of them and does so only sometimes: that is the room the loop has.
+Nobody here is an oracle. A careless writer forgets constraints (people like commas, forget the
+closing word, and write from a to z even when asked for the reverse); a lenient checker overlooks
+faults. The base model learns from what they wrote, so it can do better than most of them and does
+so only sometimes: that is the room the loop has.
 """
 
 from collections.abc import Callable
@@ -12,25 +13,37 @@ from .oracle import in_order, read_answer
 from .tasks import Task
 from .words import CATEGORIES, CATEGORY_OF, CLOSINGS, NUMBER_WORDS, SEPARATORS
 
-CAREFUL_WRITERS = 0.25
+CAREFUL_WRITERS = 0.15
+CAREFUL_SLIP = 0.02  # how often a careful writer fails each criterion
 STRICT_CHECKERS = 0.5
-# How often a writer slips, per criterion: (careful, careless).
-SLIPS = {
-    "kind": (0.02, 0.20),
-    "count": (0.02, 0.30),
-    "rule": (0.02, 0.40),
-    "order": (0.02, 0.40),
-    "separator": (0.01, 0.30),
-    "closing": (0.01, 0.45),
-}
-OVERLOOKS = (0.05, 0.60)  # how often a checker misses a fault: (strict, lenient)
+OVERLOOKS = (0.05, 0.5)  # how often a checker misses a fault: (strict, lenient)
 INVENTS = 0.02  # how often a checker sees a fault where there is none
+
+
+def slip_rates(task: Task) -> dict[str, float]:
+    """How often the careless fail this task, each criterion by itself.
+
+    It depends on what is asked for, as habits do: commas come by themselves and stars do not. So
+    some wishes are mostly met, others mostly not, and what most people do is not what is right.
+    """
+    return {
+        "kind": 0.15,
+        "count": {3: 0.10, 4: 0.20, 5: 0.35, 6: 0.50}[task.count],
+        "rule": {"begin": 0.30, "include": 0.45}[task.rule],
+        "order": {"alphabetical": 0.25, "reverse": 0.60}[task.order],
+        "separator": {"commas": 0.05, "dashes": 0.45, "slashes": 0.55, "stars": 0.65}[
+            task.separator
+        ],
+        "closing": {"thanks": 0.35, "cheers": 0.45, "done": 0.55, "bye": 0.65}[task.closing],
+    }
 
 
 def write_answer(task: Task, rng: Random) -> str:
     """One person's answer: careful or careless, never told which."""
-    careless = rng.random() >= CAREFUL_WRITERS
-    return write_with(task, {k for k, rates in SLIPS.items() if rng.random() < rates[careless]}, rng)
+    careful = rng.random() < CAREFUL_WRITERS
+    rates = slip_rates(task)
+    slips = {name for name in rates if rng.random() < (CAREFUL_SLIP if careful else rates[name])}
+    return write_with(task, slips, rng)
 
 
 def write_with(task: Task, slips: set[str], rng: Random) -> str:
@@ -86,10 +99,11 @@ def _disorder(task: Task, items: list[str], rng: Random) -> list[str]:
 
 
 def check_answer(task: Task, text: str, rng: Random, strict: bool | None = None) -> str:
-    """One person's check of an answer: a verdict for each item and criterion, then the points added up.
+    """One person's check of an answer: a verdict for each item and criterion, then the points added
+    up.
 
-    one apple fine two fig fine three cherry early. kind good. count three of four bad.
-    fig found good. order bad. dashes for dashes none for thanks form bad. Score: 2
+    one apple fine two fig fine three cherry early. kind good. count three of four bad. fig found
+    good. order bad. dashes for dashes none for thanks form bad. Score: 2
     """
     if strict is None:
         strict = rng.random() < STRICT_CHECKERS
@@ -104,7 +118,10 @@ def check_answer(task: Task, text: str, rng: Random, strict: bool | None = None)
         early = i > 0 and fault(not in_order(answer.items[i - 1], item, task.order))
         verdicts["kind"] &= not alien
         verdicts["order"] &= not early
-        notes.append(f"{number_word(i + 1)} {item} " + (" ".join(["alien"] * alien + ["early"] * early) or "fine"))
+        notes.append(
+            f"{number_word(i + 1)} {item} "
+            + (" ".join(["alien"] * alien + ["early"] * early) or "fine")
+        )
     count = len(answer.items)
     verdicts["count"] = not fault(count != task.count)
     seen = answer.items if task.rule == "include" else answer.items[:1]
@@ -112,12 +129,13 @@ def check_answer(task: Task, text: str, rng: Random, strict: bool | None = None)
     separator = _seen(answer.separator, task.separator, fault)
     closing = _seen(answer.closing, task.closing, fault)
     verdicts["form"] = separator == task.separator and closing == task.closing
-    word = {name: "good" if good else "bad" for name, good in verdicts.items()}
-    place = "found" if task.rule == "include" else "first"
+    told = {name: f"{name} {'good' if met else 'bad'}" for name, met in verdicts.items()}
+    place = ("found" if task.rule == "include" else "first") if verdicts["rule"] else "missing"
     return (
-        f"{' '.join(notes)}. kind {word['kind']}. count {number_word(count)} of {number_word(task.count)} {word['count']}. "
-        f"{task.word} {place if verdicts['rule'] else 'missing'} {word['rule']}. order {word['order']}. "
-        f"{separator} for {task.separator} {closing} for {task.closing} form {word['form']}. "
+        f"{' '.join(notes)}. {told['kind']}. "
+        f"count {number_word(count)} of {number_word(task.count)}{told['count'][5:]}. "
+        f"{task.word} {place}{told['rule'][4:]}. {told['order']}. "
+        f"{separator} for {task.separator} {closing} for {task.closing} {told['form']}. "
         f"Score: {sum(verdicts.values())}"
     )
 
@@ -128,7 +146,9 @@ def number_word(count: int) -> str:
 
 
 def _seen(used: str | None, asked: str, fault: Callable[[bool], bool]) -> str:
-    """What the checker believes to see: the truth, or what was asked for when the fault is overlooked."""
+    """What the checker believes to see: the truth, or what was asked for when the fault is
+    overlooked.
+    """
     if used == asked:
         return "other" if fault(False) else asked
     return (used or "none") if fault(True) else asked
@@ -139,5 +159,8 @@ def check_words(order: str, count: int, rng: Random) -> str:
     words = rng.sample(CATEGORIES[rng.choice(list(CATEGORIES))], count)
     notes = [f"one {words[0]} fine"]
     for i in range(1, count):
-        notes.append(f"{number_word(i + 1)} {words[i]} " + ("fine" if in_order(words[i - 1], words[i], order) else "early"))
+        notes.append(
+            f"{number_word(i + 1)} {words[i]} "
+            + ("fine" if in_order(words[i - 1], words[i], order) else "early")
+        )
     return " ".join(notes)

@@ -1,13 +1,15 @@
-"""The seed data of the small world, in the same rows as real data: what people wrote, ranked and judged.
+"""The seed data of the small world, in the same rows as real data: what people wrote, ranked and
+judged.
 
-`ift` is the better of two people's answers, by somebody who can tell, as the best-ranked answers of Open Assistant
-are: good, not perfect. `eft` is what people wrote when they checked answers, kept where the order of an
-instruction's scores agrees with the ranking, as in the paper. Nothing here is used twice, and no task of `held_out`
-or `ranked` occurs in any document or seed.
+`ift` is the best of three people's answers, by somebody who can tell, as the best-ranked answers of
+Open Assistant are: good, not perfect. `eft` is what people wrote when they checked answers, kept
+where the order of an instruction's scores agrees with the ranking, as in the paper. Nothing here is
+used twice, and no task of `held_out` or `ranked` occurs in any document or seed.
 """
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +20,7 @@ from .tasks import Task, draw_task, word_task
 
 SEED = 1
 IFT, EFT_SETS, HELD_OUT, RANKED = 256, 60, 400, 300
-ANSWERS = 3  # to an instruction, in a ranked set
+ANSWERS = 3  # to an instruction, of which ift keeps the best and a ranked set all
 
 Row = dict[str, Any]
 
@@ -57,7 +59,7 @@ def _tasks(count: int, split: str, rng: Random, taken: set[str]) -> list[Task]:
 
 
 def _ift(index: int, task: Task, rng: Random) -> Row:
-    answers = [write_answer(task, rng) for _ in range(2)]
+    answers = [write_answer(task, rng) for _ in range(ANSWERS)]
     best = max(answers, key=lambda text: score(task, text))
     return {"id": f"ift-{index}", "prompt": word_task(task, rng), "response": best}
 
@@ -72,9 +74,11 @@ def _ranked(split: str, rng: Random, taken: set[str]) -> list[Row]:
     rows = []
     for i, task in enumerate(_tasks(RANKED, split, rng, taken)):
         answers = _unequal_answers(task, rng)
-        order = sorted((-score(task, text) for text in answers))
+        order = sorted(-score(task, text) for text in answers)
         responses = [{"text": text, "rank": order.index(-score(task, text))} for text in answers]
-        rows.append({"id": f"{split}-ranked-{i}", "prompt": word_task(task, rng), "responses": responses})
+        rows.append(
+            {"id": f"{split}-ranked-{i}", "prompt": word_task(task, rng), "responses": responses}
+        )
     return rows
 
 
@@ -89,7 +93,9 @@ def _unequal_answers(task: Task, rng: Random) -> list[str]:
 
 
 def _eft(rng: Random, taken: set[str]) -> list[Row]:
-    """People's checks whose scores agree with the ranking; the commonest score no more often than the second."""
+    """People's checks whose scores agree with the ranking; the commonest score no more often than
+    the second.
+    """
     rows: list[Row] = []
     for i, task in enumerate(_tasks(EFT_SETS, "train", rng, taken)):
         prompt, answers = word_task(task, rng), _unequal_answers(task, rng)
@@ -97,10 +103,16 @@ def _eft(rng: Random, taken: set[str]) -> list[Row]:
             checks = [check_answer(task, text, rng) for text in answers]
             scores = [int(check[-1]) for check in checks]
             ranking = sorted(range(ANSWERS), key=lambda a: score(task, answers[a]))
-            if all(scores[a] < scores[b] for a, b in zip(ranking, ranking[1:])):
+            if all(scores[a] < scores[b] for a, b in pairwise(ranking)):
                 break
         rows += [
-            {"id": f"eft-{i}-{a}", "prompt": prompt, "response": answers[a], "judgement": checks[a], "score": scores[a]}
+            {
+                "id": f"eft-{i}-{a}",
+                "prompt": prompt,
+                "response": answers[a],
+                "judgement": checks[a],
+                "score": scores[a],
+            }
             for a in range(ANSWERS)
         ]
     counts = Counter(row["score"] for row in rows)

@@ -1,7 +1,8 @@
-"""The instructions of the small world: a task, its wordings, and back. Knows no answer and no score.
+"""The instructions of the small world: a task, its wordings, and back. Knows no answer and no
+score.
 
-A task asks for COUNT words of one CATEGORY, in an ORDER, under a RULE about one named word, in a FORM:
-    Name four fruits in reverse order including fig joined by dashes and end with thanks.
+A task asks for COUNT words of one CATEGORY, in an ORDER, under a RULE about one named word, in a
+FORM: Name four fruits in reverse order including fig joined by dashes and end with thanks.
 """
 
 import re
@@ -55,7 +56,9 @@ class Task:
 
     @property
     def split(self) -> str:
-        """`test`, `dev` or `train`, fixed by the key: a tenth each is held out from every document."""
+        """`test`, `dev` or `train`, fixed by the key: a tenth each is held out from every
+        document.
+        """
         digest = blake2b(self.key.encode(), digest_size=8).digest()
         return {0: "test", 1: "dev"}.get(int.from_bytes(digest, "big") % 10, "train")
 
@@ -95,9 +98,29 @@ def word_task(task: Task, rng: Random) -> str:
     clauses = [rng.choice(ORDERS[task.order]), rng.choice(RULES[task.rule]).format(task.word)]
     if rng.random() < 0.5:
         clauses.reverse()
-    form, end = rng.choice(FORMS).format(task.separator), rng.choice(ENDS).format(task.closing)
-    start = f"{rng.choice(VERBS)} {NUMBER_WORDS[task.count]} {task.category}"
-    return " ".join([start, *clauses, form, end]) + "."
+    form, end = rng.choice(FORMS), rng.choice(ENDS)
+    return _sentence(rng.choice(VERBS), task, clauses, form, end)
+
+
+def all_wordings(prompt: str) -> list[str]:
+    """Every way to word the task that a prompt asks for; the prompt alone when it is no task."""
+    task = parse_task(prompt)
+    if task is None:
+        return [prompt]
+    return [
+        _sentence(verb, task, clauses, form, end)
+        for verb in VERBS
+        for order in ORDERS[task.order]
+        for rule in RULES[task.rule]
+        for clauses in ((order, rule.format(task.word)), (rule.format(task.word), order))
+        for form in FORMS
+        for end in ENDS
+    ]
+
+
+def _sentence(verb: str, task: Task, clauses: Iterable[str], form: str, end: str) -> str:
+    start = f"{verb} {NUMBER_WORDS[task.count]} {task.category}"
+    return " ".join([start, *clauses, form.format(task.separator), end.format(task.closing)]) + "."
 
 
 def _one_of(texts: Iterable[str]) -> str:
@@ -107,7 +130,8 @@ def _one_of(texts: Iterable[str]) -> str:
 _START = rf"{_one_of(VERBS)} (?P<count>{'|'.join(NUMBERS)}) (?P<category>{'|'.join(CATEGORIES)})"
 _ORDER = "|".join(f"(?P<{order}>{'|'.join(texts)})" for order, texts in ORDERS.items())
 _RULE = "|".join(
-    f"(?P<{rule}>{'|'.join(text.format('[a-z]+') for text in texts)})" for rule, texts in RULES.items()
+    f"(?P<{rule}>{'|'.join(text.format('[a-z]+') for text in texts)})"
+    for rule, texts in RULES.items()
 )
 _FORM = _one_of(form.format("[a-z]+") for form in FORMS)
 _END = _one_of(end.format("[a-z]+") for end in ENDS)

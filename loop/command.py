@@ -1,0 +1,94 @@
+"""The command line around a run: settings in, one clear line for every mistake out. Knows no step
+of the loop.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from llama.parallel import Group, PeerLost, start
+from loop.files import json_bytes, read_json
+from loop.models import Models
+from loop.options import parse_arguments
+from loop.page import render_page
+from loop.report import build_report, render_text
+from loop.rows import Row
+from loop.run import Run
+from loop.settings import Settings
+from loop.stop import stoppable
+
+
+class Given(Protocol):
+    """What a run starts from (`seed.start.Start`)."""
+
+    @property
+    def inputs(self) -> Mapping[str, Path]: ...
+
+
+class Trains(Protocol):
+    """The loop itself."""
+
+    def train(self) -> None: ...
+
+
+G = TypeVar("G", bound=Given)
+Open = Callable[[str | None, str | None], G]
+Begin = Callable[[Run, Settings, G, Models], Trains]
+
+
+def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None = None) -> int:
+    """Runs the loop as the flags say; returns the exit code.
+
+    0 done · 1 another rank was lost · 2 a mistake that the user can mend, told in one line.
+    """
+    group: Group | None = None
+    try:
+        settings = parse_arguments(sys.argv[1:] if argv is None else argv)
+        group = start(settings.machine.timeout_s)
+        _run(open_start, begin, settings, group)
+    except (ValueError, OSError, PeerLost) as error:
+        if group is None or group.is_main or isinstance(error, PeerLost):
+            print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, PeerLost) else 2
+    group.stop()
+    return 0
+
+
+def _run(open_start: Open[G], begin: Begin[G], settings: Settings, group: Group) -> None:
+    given = open_start(settings.model, settings.seed_data)
+    inputs, may_change = given.inputs, ("iterations",)
+    identity = settings.identity()
+    with Run.open(settings.run, identity, group, inputs=inputs, may_change=may_change) as run:
+        go_on = f"stopped; what is finished is kept. Go on with: {shlex.join(sys.argv)}"
+        with stoppable(run.say, go_on):
+            begin(run, settings, given, Models(run, settings, group)).train()
+        publish_report(run, settings.iterations)
+        run.say(f"complete: everything lies in {run.root}, report.html to begin with")
+
+
+def publish_report(run: Run, iterations: int) -> Row:
+    """Writes report.json and report.html of the finished models, prints the table; returns the
+    report.
+    """
+    names = [f"M{t}" for t in range(1, iterations + 1)]
+    report = build_report({name: _evaluation(run, name) for name in names})
+    run.publish("report.json", json_bytes(report))
+    run.publish("report.html", render_page(report, f"Self-rewarding run {run.root.name}").encode())
+    run.say("\n" + render_text(report))
+    return report
+
+
+def _evaluation(run: Run, name: str) -> Row:
+    """Both axes of a model, what was counted while it made its successor, and what all that
+    took.
+    """
+    stages = run.stages(name)
+    counts = {
+        stage: run.counts(f"{name}/{stage}") for stage in stages if run.counts(f"{name}/{stage}")
+    }
+    seconds = {"training": run.seconds(name)}
+    seconds |= {stage.partition(".")[0]: run.seconds(f"{name}/{stage}") for stage in stages}
+    evaluation: Row = read_json((run.root / name / "eval.json").read_bytes())
+    return evaluation | {"counts": counts, "seconds": seconds}

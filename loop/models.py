@@ -1,0 +1,141 @@
+"""Loads, trains and lets speak the models of a run, one in memory at a time. Knows no order of
+steps.
+
+Here text becomes tokens: above this file there are only rows of text, below it only token ids.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpo import Pair, Row, TrainSettings, forget, train_dpo, train_sft
+from llama import Llama, Tokenizer, encode_example, load, load_sharded, save
+from llama.parallel import Group
+from loop.run import Run
+from loop.settings import Settings
+from sampling import Completer, Completion
+
+Example = tuple[str, str]  # a prompt and the response to be learnt
+Metrics = dict[str, float]
+
+
+class Models:
+    """What a run does with models, on all ranks alike."""
+
+    def __init__(self, run: Run, settings: Settings, group: Group) -> None:
+        self.run, self.settings, self.group = run, settings, group
+        self.dtype = getattr(torch, settings.dtype)
+        self._speaking: tuple[Path, Completer] | None = None
+
+    def complete(self, path: Path) -> "Speaker":
+        """What `sampling` and `judge` see of a model; it is loaded when it is first asked."""
+        return Speaker(self, path)
+
+    def sft(self, name: str, start: Path, examples: Sequence[Example], how: TrainSettings) -> Path:
+        """The stage `name`: a copy of `start`, trained on examples."""
+
+        def make(out: Path) -> Metrics:
+            model, tokenizer = self._trainable(start)
+            rows = [_row(model, tokenizer, *example) for example in examples]
+            return self._trained(train_sft, model, tokenizer, rows, how, out, name)
+
+        return self.run.directory(name, make, f"{name}: SFT")
+
+    def dpo(
+        self,
+        name: str,
+        start: Path,
+        pairs: Sequence[Mapping[str, Any]],
+        replay: Sequence[Example],
+        how: TrainSettings,
+    ) -> Path:
+        """The stage `name`: a copy of `start`, trained on preference pairs with `start` as the
+        reference.
+
+        Raises ValueError if there are too few pairs to learn from.
+        """
+        least = self.settings.pairs.minimum
+        if len(pairs) < least:
+            raise ValueError(
+                f"{self.run.root}: {len(pairs)} preference pairs for {name}, at least {least} are "
+                f"needed; the counts in manifest.json and the judgements in {start} say why"
+            )
+
+        def make(out: Path) -> Metrics:
+            model, tokenizer = self._trainable(start)
+            rows = [
+                Pair(
+                    *(
+                        _row(model, tokenizer, row["prompt"], row[key])
+                        for key in ("chosen", "rejected")
+                    )
+                )
+                for row in pairs
+            ]
+            again = [_row(model, tokenizer, *example) for example in replay if how.replay_weight]
+            train = partial(train_dpo, replay=again)
+            return self._trained(train, model, tokenizer, rows, how, out, name)
+
+        return self.run.directory(name, make, f"{name}: DPO")
+
+    def speaking(self, path: Path) -> Completer:
+        """The model of `path` in its sampling form; whichever was in memory before leaves it."""
+        if self._speaking is None or self._speaking[0] != path:
+            self._speaking = None  # first free, then load
+            model, tokenizer = load(path, dtype=self.dtype, device=self.group.device)
+            slots = self.settings.machine.slots
+            self._speaking = path, Completer(model, tokenizer, group=self.group, slots=slots)
+        return self._speaking[1]
+
+    def _trainable(self, path: Path) -> tuple[Llama, Tokenizer]:
+        self._speaking = None
+        return load_sharded(path, self.group, self.dtype)
+
+    def _trained(
+        self,
+        train: Callable[..., Metrics],
+        model: Llama,
+        tokenizer: Tokenizer,
+        data: Sequence[Row] | Sequence[Pair],
+        how: TrainSettings,
+        out: Path,
+        name: str,
+    ) -> Metrics:
+        metrics = train(
+            model,
+            data,
+            how,
+            seed=self.settings.seed,
+            group=self.group,
+            directory=out,
+            description=name,
+        )
+        save(model, tokenizer, out)
+        forget(out, self.group)  # what it took to go on is not part of the checkpoint
+        return metrics
+
+
+class Speaker:
+    """Completes prompts with one model, loading it only when asked: a finished stage costs no
+    loading.
+    """
+
+    def __init__(self, models: Models, path: Path) -> None:
+        self.models, self.path = models, path
+
+    def __call__(self, prompts: list[str], **how: Any) -> list[list[Completion]]:
+        return self.models.speaking(self.path)(prompts, **how)
+
+
+def _row(model: Llama, tokenizer: Tokenizer, prompt: str, response: str) -> Row:
+    ids, is_response = encode_example(tokenizer, prompt, response)
+    longest = model.config.max_seq_len
+    if len(ids) > longest:
+        raise ValueError(
+            f"an example has {len(ids)} tokens, the model reads at most {longest}; "
+            f"it begins {prompt[:60]!r}"
+        )
+    return Row(ids, is_response)

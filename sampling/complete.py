@@ -1,0 +1,97 @@
+"""Texts to texts: what the other packages see of a model. Knows the format of a prompt, and ranks.
+
+It turns prompts into requests, gives each rank its part, and gathers what they made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from llama.chat import encode_prompt, encode_raw
+from llama.model import Llama
+from llama.parallel import Group
+from llama.tokenizer import Tokenizer
+from sampling.batch import Decoding, Sample
+from sampling.engine import Request, generate
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote; `finished` says whether it came to an end of its own."""
+
+    text: str
+    token_ids: list[int]
+    finished: bool
+
+
+class Completer:
+    """A model as a function of prompts, on one rank or on all ranks of a group together."""
+
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        *,
+        group: Group | None = None,
+        slots: int = 256,
+        progress: bool = True,
+    ) -> None:
+        self.model, self.tokenizer, self.group, self.slots = model, tokenizer, group, slots
+        self.progress = progress and (group is None or group.is_main)
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        *,
+        ids: Sequence[str],
+        n: int,
+        seed: int,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        raw: bool = False,
+        stop_at_newline: bool = False,
+        description: str,
+    ) -> list[list[Completion]]:
+        """n completions of each prompt, in order; with a group, all ranks call it and get all.
+
+        ids: names of the prompts, each its own. A completion depends on (seed, id, its number among
+          the n) and on nothing beside it, not on the number of ranks either.
+        raw: the prompt is continued as it is; otherwise it is a user's turn, under the chat format.
+        stop_at_newline: the first line is the completion. description: for the progress bar.
+        Raises ValueError for ids that are not unique, and as `generate` does.
+        """
+        if len(set(ids)) < len(prompts):
+            raise ValueError(f"{len(prompts)} prompts have {len(set(ids))} different ids")
+        encode = encode_raw if raw else encode_prompt
+        requests = [Request(id, encode(self.tokenizer, text), n) for id, text in zip(ids, prompts)]
+        stop_ids = {self.tokenizer.eos_id} | (
+            {self.tokenizer.newline_id} if stop_at_newline else set()
+        )
+        decoding = Decoding(temperature, top_p, max_new_tokens, frozenset(stop_ids))
+        samples = self._sample(requests, decoding, seed, description)
+        return [[self._completion(sample) for sample in several] for several in samples]
+
+    def _sample(
+        self, requests: list[Request], decoding: Decoding, seed: int, description: str
+    ) -> list[list[Sample]]:
+        mine = self.group.slice(requests) if self.group else requests
+        total = sum(request.n for request in mine)
+        with tqdm(total=total, desc=description, disable=not self.progress) as bar:
+            samples = generate(
+                self.model,
+                mine,
+                decoding,
+                seed=seed,
+                slots=self.slots,
+                progress=lambda ready: bar.update(ready - bar.n),
+            )
+        return self.group.gather_rows(samples) if self.group else samples
+
+    def _completion(self, sample: Sample) -> Completion:
+        # the chat format puts spaces around an answer; they are not the answer's
+        text = self.tokenizer.decode(sample.token_ids).strip()
+        return Completion(text, sample.token_ids, sample.finished)

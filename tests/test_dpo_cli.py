@@ -1,0 +1,164 @@
+"""`python -m dpo`: a model in, a trained one out; one line and code 2 for what a user can mend."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_llama import tiny_model, tiny_tokenizer
+
+from dpo.__main__ import main
+from llama import fingerprint, load, save
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save(tiny_model(), tiny_tokenizer(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def write(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sft_rows(n: int = 6) -> Rows:
+    return [{"id": str(i), "prompt": f"Count {i}", "response": f"{i} words."} for i in range(n)]
+
+
+def pair_rows(n: int = 6) -> Rows:
+    return [
+        {"id": str(i), "prompt": f"Count {i}", "chosen": f"{i} words.", "rejected": "no"}
+        for i in range(n)
+    ]
+
+
+def run(model: Path, *arguments: object) -> int:
+    fast = ("--batch-size", 3, "--dropout", 0.0, "--learning-rate", 0.001)
+    return main([str(x) for x in (model, *fast, *arguments)])
+
+
+def test_pairs_make_a_model_that_prefers_the_chosen(model: Path, tmp_path: Path) -> None:
+    data, out = write(tmp_path / "pairs.jsonl", pair_rows()), tmp_path / "out"
+    assert run(model, "--pairs", data, "--out", out, "--epochs", 8) == 0
+    trained, _ = load(out)
+    assert fingerprint(trained) != fingerprint(tiny_model())
+    records = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert len(records) == 16 and records[0]["margin"] == 0 and records[-1]["margin"] > 0.1
+    assert not (out / "training.safetensors").exists()
+
+
+def test_sft_rows_make_a_model_that_says_them(model: Path, tmp_path: Path) -> None:
+    rows = sft_rows()
+    rows[0]["system"] = "You count."
+    data, out = write(tmp_path / "sft.jsonl", rows), tmp_path / "out"
+    assert run(model, "--sft", data, "--out", out, "--epochs", 5) == 0
+    records = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert records[-1]["loss"] < records[0]["loss"] - 0.5
+    assert load(out)[1].encode("Count") == tiny_tokenizer().encode("Count")
+
+
+def test_replay_joins_the_pairs(model: Path, tmp_path: Path) -> None:
+    pairs = write(tmp_path / "pairs.jsonl", pair_rows())
+    rows, out = write(tmp_path / "sft.jsonl", sft_rows()), tmp_path / "out"
+    arguments = ("--pairs", pairs, "--out", out, "--replay", rows)
+    assert run(model, *arguments, "--replay-weight", 0.5, "--max-steps", 1) == 0
+    (record,) = (tmp_path / "out" / "train.jsonl").read_text().splitlines()
+    assert "replay_nll" in json.loads(record)
+
+
+def test_the_paper_s_rates_are_the_defaults(model: Path, tmp_path: Path) -> None:
+    for name, rows, rate in (("sft", sft_rows(), 5.5e-6), ("pairs", pair_rows(), 1e-6)):
+        data, out = write(tmp_path / f"{name}.jsonl", rows), tmp_path / name
+        assert main([str(model), f"--{name}", str(data), "--out", str(out)]) == 0
+        first = json.loads((out / "train.jsonl").read_text().splitlines()[0])
+        assert first["learning_rate"] == rate
+
+
+def test_bfloat16_computes_in_it_and_keeps_fp32(model: Path, tmp_path: Path) -> None:
+    data, out = write(tmp_path / "sft.jsonl", sft_rows(3)), tmp_path / "out"
+    arguments = [model, "--bfloat16", "--sft", data, "--out", out]
+    script = (sys.executable, "-W", "error", "-m", "dpo")
+    done = subprocess.run([*script, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {weight.dtype for weight in load(out)[0].parameters()} == {torch.float32}
+
+
+def pairs_with(**changes: Any) -> Rows:
+    return [*pair_rows(2), {"id": "9", "prompt": "p", "chosen": "a", "rejected": "b"} | changes]
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (pairs_with(rejected="a"), "pairs.jsonl:3: chosen and rejected are the same text"),
+        (pairs_with(chosen=" a", rejected="a "), "pairs.jsonl:3: chosen and rejected are the same"),
+        (pairs_with(chosen=None), "pairs.jsonl:3: expected 'chosen' to be a string, found None"),
+        (pairs_with(chosen="\ud800"), "pairs.jsonl:3: expected 'chosen' to be a string"),
+        (pairs_with(id="1"), "pairs.jsonl:3"),
+        (pairs_with(prompt="word " * 400), "pairs.jsonl:3: prompt and chosen are"),
+        ([{"id": "1", "prompt": "p", "chosen": "a"}], "pairs.jsonl:1: expected a field 'rejected'"),
+        ([], "pairs.jsonl:1: expected at least one row"),
+    ],
+)
+def test_bad_data_is_one_line_with_file_and_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: Rows, complaint: str
+) -> None:
+    data = write(tmp_path / "pairs.jsonl", rows)
+    assert run(model, "--pairs", data, "--out", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and complaint in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_arguments_are_one_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "pairs.jsonl", pair_rows())
+    there = ("--pairs", data, "--out", model)
+    out = ("--pairs", data, "--out", tmp_path / "out")
+    for arguments, complaint in (
+        (there, "holds a model already"),
+        ((*out, "--beta", 0), "beta must be above 0"),
+        ((*out, "--replay", data), "--replay and --replay-weight go together"),
+        ((*out, "--replay-weight", 1), "--replay and --replay-weight go together"),
+        (("--pairs", tmp_path / "none.jsonl", "--out", tmp_path / "out"), "none.jsonl"),
+    ):
+        assert run(model, *arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and complaint in line
+    assert run(tmp_path, *out) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run(model, *out, "--sft", data)
+    with pytest.raises(SystemExit, match="2"):
+        run(model, "--out", tmp_path)
+
+
+def test_a_stopped_run_goes_on_with_the_same_command(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dpo import descent
+
+    data = write(tmp_path / "sft.jsonl", sft_rows())
+    same = ("--sft", data, "--save-every", 1, "--epochs", 3, "--out")
+    assert run(model, *same, tmp_path / "whole") == 0
+    usual = descent.Descent._step
+
+    def interrupted(self: descent.Descent, step: int) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return usual(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(descent.Descent, "_step", interrupted)
+        assert run(model, *same, tmp_path / "out") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert run(model, *same, tmp_path / "out") == 0
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()

@@ -1,0 +1,113 @@
+"""The cache gives what no cache would, at every position, while samples come and go."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_llama import GROUPED, tiny_model
+from torch import Tensor
+
+from llama.cache import GROWTH, Cache
+from llama.model import Llama
+
+SHAPES = [GROUPED, replace(GROUPED, n_kv_heads=4), replace(GROUPED, n_kv_heads=1)]
+PROMPTS = [[5, 9, 1, 30, 7], [8, 2], [4, 4, 4, 4, 4, 4, 3], [11]]
+SAMPLES = [2, 3, 1, 2]
+
+
+def tensor(numbers: list[int]) -> Tensor:
+    return torch.tensor(numbers)
+
+
+class Walk:
+    """Writes random tokens through a cache, and keeps every slot's whole text beside it."""
+
+    def __init__(self, model: Llama, seed: int = 0) -> None:
+        self.model, self.random = model, torch.Generator().manual_seed(seed)
+        self.cache = Cache(model.config, torch.float32, torch.device("cpu"))
+        self.texts: list[list[int]] = []
+
+    def admit(self, prompts: list[list[int]], samples: list[int]) -> None:
+        lengths = tensor([len(prompt) for prompt in prompts])
+        cohort = self.cache.admit(lengths, tensor(samples), 100)
+        T = int(lengths.max())
+        tokens_BT = tensor([prompt + [0] * (T - len(prompt)) for prompt in prompts])
+        for rows in (slice(0, 2), slice(2, len(prompts))):
+            logits_BTV = self.model(tokens_BT[rows], cohort.prefill(rows))
+            for prompt, logits_TV in zip(prompts[rows], logits_BTV):
+                self.compare(logits_TV[: len(prompt)], prompt)
+        for prompt, n in zip(prompts, samples):
+            self.texts += [list(prompt) for _ in range(n)]
+
+    def step(self) -> None:
+        new = torch.randint(GROUPED.vocab_size, (len(self.texts),), generator=self.random)
+        self.texts = [[*text, int(token)] for text, token in zip(self.texts, new)]
+        logits_S1V = self.model(new[:, None], self.cache.decode())
+        for text, logits_1V in zip(self.texts, logits_S1V):
+            self.compare(logits_1V, text)
+
+    def release(self, share: float) -> None:
+        kept = torch.rand(len(self.texts), generator=self.random) < share
+        self.texts = [self.texts[slot] for slot in self.cache.release(kept).tolist()]
+
+    def compare(self, logits_TV: Tensor, text: list[int]) -> None:
+        uncached_TV = self.model(tensor(text)[None])[0, -len(logits_TV) :]
+        assert (logits_TV - uncached_TV).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("config", SHAPES)
+@torch.inference_mode()
+def test_cached_equals_uncached_at_every_position(config) -> None:
+    walk = Walk(tiny_model(config))
+    for step in range(GROWTH + 4):
+        if step in (0, 3, 9):
+            walk.admit(PROMPTS, SAMPLES)
+        walk.step()
+        if step % 2:
+            walk.release(0.8)
+    assert len(walk.cache.cohorts) > 1
+    walk.release(0)
+    assert walk.cache.cohorts == [] and walk.cache.tokens_held == 0
+
+
+@torch.inference_mode()
+def test_the_walk_notices_a_cache_that_is_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: a token written one place late."""
+    walk = Walk(tiny_model())
+    walk.admit(PROMPTS, SAMPLES)
+    walk.step()
+    for cohort in walk.cache.cohorts:
+        cohort.age += 1
+    with pytest.raises(AssertionError):
+        walk.step()
+
+
+@torch.inference_mode()
+def test_a_prompt_is_kept_once_and_goes_with_its_last_sample() -> None:
+    walk = Walk(tiny_model())
+    walk.admit(PROMPTS, SAMPLES)
+    [cohort] = walk.cache.cohorts
+    assert cohort.prefix_v_YRGTD.shape[1] == 4 and cohort.slots == 8
+    kept = tensor([0, 1, 0, 0, 0, 1, 1, 1]).bool()  # the second prompt's three samples leave
+    order = walk.cache.release(kept)
+    assert sorted(order.tolist()) == [1, 5, 6, 7] and len(cohort.prompt_R) == 3
+    walk.texts = [walk.texts[slot] for slot in order.tolist()]
+    walk.step()
+
+
+@torch.inference_mode()
+def test_memory_that_holds_nothing_yet_may_hold_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the allocator hands out is NaN, and so is all that was released."""
+    empty = Tensor.new_empty
+    monkeypatch.setattr(Tensor, "new_empty", lambda *args: empty(*args).fill_(torch.nan))
+    walk = Walk(tiny_model())
+    walk.admit(PROMPTS, SAMPLES)
+    for _ in range(5):
+        walk.step()
+        walk.release(0.9)
+        [cohort] = walk.cache.cohorts
+        for arena in (cohort.suffix_k_YSGND, cohort.suffix_v_YSGND):
+            arena[:, cohort.slots :] = torch.nan
+        for arena in (cohort.prefix_k_YRGDT, cohort.prefix_v_YRGTD):
+            arena[:, len(cohort.prompt_R) :] = torch.nan
+        cohort.suffix_k_YSGND[:, :, :, cohort.age :] = torch.nan

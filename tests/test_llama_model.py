@@ -1,0 +1,172 @@
+"""The forward pass: parity with `transformers`, who sees whom, dropout, heads and fresh weights."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_llama import GROUPED, tiny_model
+from torch import Tensor
+
+from llama.attention import Documents
+from llama.config import PRESETS, LlamaConfig, to_hf
+from llama.huggingface import hf_names
+from llama.model import Llama, rotary_tables, rotate
+
+SHAPES = {
+    "multi-head": replace(GROUPED, n_kv_heads=4),
+    "grouped": GROUPED,
+    "one key-value head, tied": replace(GROUPED, n_kv_heads=1, tie_embeddings=True),
+}
+
+
+def some_tokens(B: int, T: int, seed: int = 0) -> Tensor:
+    return torch.randint(GROUPED.vocab_size, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def transformers_twin(model: Llama):
+    """The same weights in `transformers`' model."""
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM
+
+    twin = LlamaForCausalLM(TheirConfig.from_dict(to_hf(model.config))).eval()
+    names = hf_names(model.config)
+    state = {names[name]: weight for name, weight in model.state_dict().items()}
+    missing, unexpected = twin.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    twin.tie_weights()
+    return twin
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
+@torch.inference_mode()
+def test_logits_are_those_of_transformers(config: LlamaConfig) -> None:
+    model = tiny_model(config)
+    tokens_BT = some_tokens(3, 70)
+    ours, theirs = model(tokens_BT), transformers_twin(model)(tokens_BT).logits
+    assert ours.std() > 0.3
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def test_parity_notices_the_other_rotary_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: Meta pairs neighbours, Hugging Face pairs halves."""
+
+    def neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        first, second = x[..., 0::2], x[..., 1::2]
+        return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
+
+    model, tokens_BT = tiny_model(), some_tokens(1, 20)
+    right = model(tokens_BT)
+    monkeypatch.setattr("llama.model.rotate", neighbours)
+    assert (model(tokens_BT) - right).abs().max() > 1e-2
+
+
+@torch.inference_mode()
+def test_a_token_sees_no_later_one_and_padding_is_harmless() -> None:
+    model, tokens_BT = tiny_model(), some_tokens(2, 30)
+    logits = model(tokens_BT)
+    changed = tokens_BT.clone()
+    changed[:, 20:] = some_tokens(2, 10, seed=1)
+    assert (model(changed)[:, :20] - logits[:, :20]).abs().max() < 1e-5
+    assert (model(changed)[:, 20:] - logits[:, 20:]).abs().max() > 1e-2
+    assert (model(tokens_BT[:, :20]) - logits[:, :20]).abs().max() < 1e-5
+
+
+@torch.inference_mode()
+def test_packed_documents_are_as_if_alone() -> None:
+    model, lengths = tiny_model(), ([7, 1, 12], [15, 5])
+    document_BT = torch.stack(
+        [torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in lengths]
+    )
+    tokens_BT = some_tokens(2, 20)
+    logits = model(tokens_BT, Documents(document_BT))
+    for row, row_lengths in enumerate(lengths):
+        start = 0
+        for length in row_lengths:
+            alone = model(tokens_BT[row : row + 1, start : start + length])[0]
+            assert (logits[row, start : start + length] - alone).abs().max() < 1e-5
+            start += length
+    assert (logits - model(tokens_BT)).abs().max() > 1e-2  # and without borders it is another thing
+
+
+def test_documents_draw_their_mask() -> None:
+    documents = Documents(torch.tensor([[0, 0, 1, 1, 1]]))
+    assert documents.positions_BT.tolist() == [[0, 1, 0, 1, 2]]
+    assert documents.sees_B1TT[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 1],
+    ]
+
+
+def test_rotation_depends_on_distance_alone() -> None:
+    q, k = torch.randn(
+        2, 1, 1, 1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+
+    def score(q_at: int, k_at: int) -> float:
+        tables = [rotary_tables(torch.tensor([[at]]), 16, 10000.0) for at in (q_at, k_at)]
+        return float((rotate(q, *tables[0]) * rotate(k, *tables[1])).sum())
+
+    assert math.isclose(score(5, 2), score(1003, 1000), abs_tol=1e-4)
+    assert abs(score(5, 2) - score(5, 3)) > 1e-3
+    assert torch.equal(rotate(q, *rotary_tables(torch.tensor([[0]]), 16, 10000.0)), q)
+
+
+def test_rotary_tables_stay_sharp_in_bfloat16() -> None:
+    model = tiny_model().bfloat16()
+    cos_BT1E, _ = rotary_tables(torch.arange(300)[None], model.config.head_dim, 10000.0)
+    assert cos_BT1E.dtype == torch.float32
+    assert not torch.equal(cos_BT1E[0, 257], cos_BT1E[0, 258])
+    assert model(some_tokens(1, 5)).dtype == torch.bfloat16
+
+
+def test_the_head_runs_inside_the_forward_pass() -> None:
+    model, tokens_BT = tiny_model(), some_tokens(2, 9)
+
+    def last(hidden_BTC: Tensor, project):
+        assert hidden_BTC.shape == (2, 9, GROUPED.dim)
+        return project(hidden_BTC[:, -1])
+
+    assert torch.allclose(model(tokens_BT, head=last), model(tokens_BT)[:, -1], atol=1e-6)
+
+
+def test_dropout_works_in_train_mode_only_and_can_be_changed() -> None:
+    model, tokens_BT = tiny_model(), some_tokens(2, 9)
+    plain = model(tokens_BT)
+    model.dropout = 0.5
+    assert torch.equal(model(tokens_BT), plain)
+    model.train()
+    torch.manual_seed(0)
+    first = model(tokens_BT)
+    torch.manual_seed(0)
+    assert torch.equal(model(tokens_BT), first) and not torch.allclose(model(tokens_BT), first)
+    model.dropout = 0.0
+    assert torch.equal(model(tokens_BT), plain)
+
+
+@pytest.mark.parametrize("config", [PRESETS["tiny"], *SHAPES.values()])
+def test_fresh_weights(config: LlamaConfig) -> None:
+    model, again = Llama(config), Llama(config)
+    for made in (model, again):
+        made.init_weights(torch.Generator().manual_seed(7))
+    assert sum(weight.numel() for weight in model.parameters()) == config.parameter_count
+    assert list(model.state_dict()) == list(hf_names(config))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    tokens_BT = some_tokens(4, 64) % config.vocab_size
+    with torch.inference_mode():
+        loss = torch.nn.functional.cross_entropy(
+            model(tokens_BT)[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
+        )
+    assert abs(loss - math.log(config.vocab_size)) < 1.5  # neither sure of itself nor blown up
+
+
+def test_gradients_reach_every_weight() -> None:
+    model = tiny_model().train()
+    model(some_tokens(2, 12)).square().mean().backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None and weight.grad.abs().max() > 0, name
