@@ -24,6 +24,14 @@ lint: .venv/installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The loop against its controls over five seeds; hours, and it goes on where it was stopped.
+controls: .venv/installed
+	$(BIN)/python -m controls
+
+# The base model of the embedded world, from nothing: about half an hour on two cores.
+base: .venv/installed
+	$(BIN)/python -m seed.world base runs/base
+
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

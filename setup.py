@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-PACKAGES = ["llama", "sampling", "judge", "dpo", "loop", "seed"]
+PACKAGES = ["llama", "sampling", "judge", "dpo", "loop", "seed", "controls"]
 
 setup(
     name="self-rewarding",

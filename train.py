@@ -42,8 +42,8 @@ class SelfRewarding:
 
     def learn_seed(self) -> None:
         """M1: SFT of M0 on IFT (instruction → answer) and EFT (answer → judgement)."""
-        ift = [(row["prompt"], row["response"]) for row in self.given.seed.ift]
-        self.models.sft("M1", self.given.model, ift + self.eft(), self.settings.sft)
+        examples = self.ift() + self.eft()
+        self.models.sft(self.name(1), self.given.model, examples, self.settings.sft)
 
     def improve(self, t: int) -> None:
         """M_t+1: M_t trained on what it wrote, answered and judged itself."""
@@ -51,7 +51,7 @@ class SelfRewarding:
         responses = self.answer(t, prompts)
         judgements = self.judge(t, prompts, responses)
         pairs = self.pair(t, prompts, responses, judgements)
-        self.models.dpo(f"M{t + 1}", self.model(t), pairs, self.eft(), self.settings.dpo)
+        self.models.dpo(self.name(t + 1), self.model(t), pairs, self.eft(), self.settings.dpo)
 
     def write_prompts(self, t: int) -> Rows:
         """New prompts, after the manner of the seed's; written by M0 unless the settings say so."""
@@ -62,19 +62,19 @@ class SelfRewarding:
         complete, ift = self.models.complete(writer), self.given.seed.ift
         sieve = partial(Sieve, forbidden=self.given.kept_out, **how.filters)
         return self.run.rows(
-            f"M{t}/prompts.jsonl",
+            f"{self.name(t)}/prompts.jsonl",
             lambda: write_prompts(complete, ift, sieve=sieve(), seed=self.seed(t), **how.writing),
-            f"M{t}: new prompts",
+            f"{self.name(t)}: new prompts",
         )
 
     def answer(self, t: int, prompts: Rows) -> Rows:
         """N candidates to each prompt."""
         complete, how = self.models.complete(self.model(t)), self.settings.responses
         return self.run.rows_in_units(
-            f"M{t}/responses.jsonl",
+            f"{self.name(t)}/responses.jsonl",
             prompts,
             lambda part: respond(complete, part, n=how.n, seed=self.seed(t), **how.decoding),
-            f"M{t}: candidate answers",
+            f"{self.name(t)}: candidate answers",
             unit=self.settings.machine.unit,
         )
 
@@ -82,12 +82,12 @@ class SelfRewarding:
         """K judgements of each candidate, by the model that wrote it."""
         complete, how = self.models.complete(self.model(t)), self.settings.judging
         return self.run.rows_in_units(
-            f"M{t}/judgements.jsonl",
+            f"{self.name(t)}/judgements.jsonl",
             as_items(prompts, responses),
             lambda part: judge_responses(
                 complete, self.rubric, part, k=how.k, seed=self.seed(t), **how.decoding
             ),
-            f"M{t}: judging itself",
+            f"{self.name(t)}: judging itself",
             unit=self.settings.machine.unit,
         )
 
@@ -105,13 +105,21 @@ class SelfRewarding:
                 )
             return pairs, counts
 
-        return self.run.rows(f"M{t}/pairs.jsonl", make, f"M{t}: preference pairs")
+        return self.run.rows(
+            f"{self.name(t)}/pairs.jsonl", make, f"{self.name(t)}: preference pairs"
+        )
 
     def evaluate(self, t: int) -> None:
         """Both axes. Here alone the truth, where there is one, is looked at; nothing learns from
         it.
         """
-        self.evaluation.measure(t, self.models.complete(self.model(t)), self.given.truth)
+        before = self.name(t - 1) if t > 1 else None
+        complete = self.models.complete(self.model(t))
+        self.evaluation.measure(self.name(t), before, complete, self.given.truth)
+
+    def ift(self) -> list[tuple[str, str]]:
+        """The seed answers as examples."""
+        return [(row["prompt"], row["response"]) for row in self.given.seed.ift]
 
     def eft(self) -> list[tuple[str, str]]:
         """The seed judgements as examples: the judge's prompt, and what it should reply."""
@@ -121,9 +129,13 @@ class SelfRewarding:
             for row in self.given.seed.eft
         ]
 
+    def name(self, t: int) -> str:
+        """M_t's directory in the run; what it makes to teach M_t+1 lies there too."""
+        return f"M{t}"
+
     def model(self, t: int) -> Path:
         """Where M_t lies."""
-        return self.run.root / f"M{t}"
+        return self.run.root / self.name(t)
 
     def seed(self, t: int) -> int:
         """Of the randomness of iteration t."""

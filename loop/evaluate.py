@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from judge import (
-    Complete,
     Rubric,
     canary_items,
     canary_scores,
@@ -23,7 +22,7 @@ from loop.files import read_jsonl
 from loop.rows import Row
 from loop.run import Run
 from loop.settings import Settings
-from sampling.respond import respond
+from sampling.respond import Complete, respond
 from seed.read import Seed
 
 Truth = Callable[[str, str], Mapping[str, bool] | None]  # the criteria that a response meets
@@ -40,14 +39,16 @@ class Evaluation:
         self.prompts = seed.held_out[: settings.evaluation.instructions]
         self.ranked = seed.ranked[: settings.evaluation.ranked]
 
-    def measure(self, t: int, complete: Complete, truth: Truth | None) -> Row:
-        """Writes M_t's answers and judgements of the held-out data and `eval.json`; returns the
-        latter.
+    def measure(
+        self, name: str, before: str | None, complete: Complete, truth: Truth | None
+    ) -> Row:
+        """Writes a model's answers and judgements of the held-out data and `eval.json`; returns
+        the latter. `name`, `before`: the directories of the model and of its predecessor, if any.
 
-        truth: None where no program knows it; then M_t's answers are compared with its
-        predecessor's by M_t as judge.
+        truth: None where no program knows it; then the model, as a judge, compares its answers with
+        its predecessor's.
         """
-        name, level = f"M{t}", self.settings.evaluation.level
+        level = self.settings.evaluation.level
         answers = self.run.rows(
             f"{name}/eval_answers.jsonl",
             lambda: self._answers(complete, truth),
@@ -58,13 +59,13 @@ class Evaluation:
             lambda: self._judgements(complete),
             f"{name}: held-out ranked answers",
         )
-        before = self._earlier(t - 1) if t > 1 else None
-        axis = following(answers, before, level)
-        if truth is None and before is not None:
+        theirs = None if before is None else self._answers_of(before)
+        axis = following(answers, theirs, level)
+        if truth is None and theirs is not None:
             compared = self.run.rows(
                 f"{name}/eval_compared.jsonl",
-                lambda: self._compared(complete, answers, before),
-                f"{name} against M{t - 1}",
+                lambda: self._compared(complete, answers, theirs),
+                f"{name} against {before}",
             )
             axis |= win_rate(compared, level)
         return self.run.json(
@@ -113,8 +114,8 @@ class Evaluation:
             **self.settings.judging.decoding,
         )
 
-    def _earlier(self, t: int) -> list[Row]:
-        return read_jsonl((self.run.root / f"M{t}/eval_answers.jsonl").read_bytes())
+    def _answers_of(self, name: str) -> list[Row]:
+        return read_jsonl((self.run.root / name / "eval_answers.jsonl").read_bytes())
 
     def _compared(
         self, complete: Complete, ours: Sequence[Row], theirs: Sequence[Row]

@@ -30,7 +30,8 @@ def uniforms(streams_B: Tensor, positions_B: Tensor) -> Tensor:
 
     positions_B: how many tokens the sample has already.
     """
-    return ((_mix(streams_B + positions_B) >> 13 & (1 << 51) - 1) + 0.5) * 2.0**-51
+    bits_B = _mix(streams_B + positions_B) >> 13 & (1 << 51) - 1
+    return (bits_B.double() + 0.5) * 2.0**-51
 
 
 def _mix(x_B: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def test_cached_equals_uncached_at_every_position(config) -> None:
             walk.admit(PROMPTS, SAMPLES)
         walk.step()
         if step % 2:
-            walk.release(0.8)
+            walk.release(0.95)
     assert len(walk.cache.cohorts) > 1
     walk.release(0)
     assert walk.cache.cohorts == [] and walk.cache.tokens_held == 0

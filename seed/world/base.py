@@ -47,13 +47,13 @@ class Documents(Sequence[Row]):
     """The corpus as rows, each written and encoded when it is read."""
 
     tokenizer: Tokenizer
-    count: int
+    size: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, index: int) -> Row:  # type: ignore[override]
-        if not 0 <= index < self.count:
+        if not 0 <= index < self.size:
             raise IndexError(index)
         return Row(*encode_document(self.tokenizer, document(SEED, index)))
 

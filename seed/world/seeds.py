@@ -49,7 +49,7 @@ def score(task: Task, text: str) -> int:
 
 def _tasks(count: int, split: str, rng: Random, taken: set[str]) -> list[Task]:
     """Tasks of a split that nothing else has taken."""
-    tasks = []
+    tasks: list[Task] = []
     while len(tasks) < count:
         task = draw_task(rng, split)
         if task.key not in taken:

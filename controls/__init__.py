@@ -1,0 +1,1 @@
+"""The experiments beside the loop: what would have happened without self-rewarding."""

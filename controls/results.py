@@ -1,0 +1,63 @@
+"""RESULTS.md out of the arms' evaluations: every seed, means, intervals. Knows no model and no run.
+
+The unit is the seed: an interval is Student's, over the seeds' values. (The prompts of the
+evaluation are the same for all seeds and arms.)
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import fmean, stdev
+
+from loop.rows import Row
+
+AXES = (
+    ("instruction_following", "truth_perfect", "Instruction following: all five points, sampled"),
+    ("instruction_following", "greedy_perfect", "Instruction following: all five points, greedy"),
+    ("instruction_following", "truth_score", "Instruction following: points, 0 to 5"),
+    ("judging", "pairwise_accuracy", "Judging: pairwise accuracy"),
+    ("judging", "five_best", "Judging: an answer given 5 is the best"),
+    ("judging", "exact_match", "Judging: whole order right"),
+    ("judging", "spearman", "Judging: Spearman ρ"),
+    ("judging", "kendall", "Judging: Kendall τ"),
+)
+# Student's t at 97.5 %, by degrees of freedom
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+HEAD = """# Results
+
+What `make controls` wrote: the loop and its controls on the embedded world, {seeds} seeds, the same
+M1 for all arms of a seed. A seed decides the order of the training data and all sampling; M0 and
+the seed data are the same. Values are means over the seeds with Student's 95 % interval; the last
+column lists the difference from M1 to the last model, seed by seed. What each arm is stands in
+`controls/arms.py`.
+"""
+
+
+def render_results(runs: Sequence[dict[str, list[Row]]]) -> str:
+    """The file's text; `runs`: per seed, the evaluations (M1 … MN) of each arm."""
+    parts = [HEAD.format(seeds=len(runs))]
+    for axis, key, title in AXES:
+        models = len(next(iter(runs[0].values())))
+        names = [f"M{t}" for t in range(1, models + 1)]
+        rows = [
+            f"## {title}\n",
+            f"| arm | {' | '.join(names)} | M1 → M{models} | each seed |",
+            "|---|" + "---|" * (models + 2),
+        ]
+        for arm in runs[0]:
+            values = [[model[axis][key] for model in run[arm]] for run in runs]
+            gains = [seed[-1] - seed[0] for seed in values]
+            cells = [interval([seed[t] for seed in values]) for t in range(models)]
+            each = ", ".join(f"{gain:+.3f}" for gain in gains)
+            gain = interval(gains, "+.3f")
+            rows.append(f"| {arm} | {' | '.join(cells)} | {gain} | {each} |")
+        parts.append("\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def interval(values: Sequence[float], form: str = ".3f") -> str:
+    """`0.447 [0.401, 0.493]`: the mean and Student's 95 % interval; the mean alone for one value."""
+    mean = fmean(values)
+    if len(values) < 2:
+        return format(mean, form)
+    half = T_975[len(values) - 1] * stdev(values) / sqrt(len(values))
+    return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]"
