@@ -55,7 +55,7 @@ def render_results(runs: Sequence[dict[str, list[Row]]]) -> str:
 
 
 def interval(values: Sequence[float], form: str = ".3f") -> str:
-    """`0.447 [0.401, 0.493]`: the mean and Student's 95 % interval; the mean alone for one value."""
+    """`0.447 [0.401, 0.493]`: mean and 95 % interval; for one value the mean alone."""
     mean = fmean(values)
     if len(values) < 2:
         return format(mean, form)

@@ -2,8 +2,7 @@
 
 The log-probabilities come from the same kernel and the same micro-batches as the first epoch's, so
 that before the first update policy and reference agree to the last bit. After that no reference
-model needs memory.
-Knows no loss and no optimizer.
+model needs memory. Knows no loss and no optimizer.
 """
 
 # P pairs

@@ -41,10 +41,12 @@ def train_sft(
     directory that holds another run, where loss or gradient stay infinite or NaN, and where memory
     does not suffice; OSError if nothing can be written.
     """
-    dealer = Dealer(rows, partial(row_line, longest=_longest(model)), settings.batch_size, seed)
+    line = partial(row_line, longest=model.config.max_seq_len)
+    dealer = Dealer(rows, line, settings.batch_size, seed)
     probes = sorted({i * (len(rows) - 1) // (PROBES - 1) for i in range(PROBES)})
     data = f"{len(rows)} rows {rows_key(rows[i] for i in probes)}"
     objective = SFT(dealer, settings)
+    _reshard(model)
     descent = Descent(model, objective, settings, seed=seed, group=group, directory=directory)
     return descent.run({"data": data, "model": fingerprint(model)}, description)
 
@@ -65,23 +67,26 @@ def train_dpo(
     With a `replay_weight` each step also takes `batch_size` rows of `replay`. Otherwise as
     `train_sft`; `directory` also gets the reference's log-probabilities.
     """
-    line, row = (
-        partial(pair_line, longest=_longest(model)),
-        partial(row_line, longest=_longest(model)),
-    )
-    dealer = Dealer(pairs, line, settings.batch_size, seed)
-    replayed = Dealer(replay, row, settings.batch_size, seed) if settings.replay_weight else None
+    size, longest = settings.batch_size, model.config.max_seq_len
+    dealer = Dealer(pairs, partial(pair_line, longest=longest), size, seed)
+    replayed = None
+    if settings.replay_weight:
+        replayed = Dealer(replay, partial(row_line, longest=longest), size, seed)
     start = fingerprint(model)
     key = reference_key(start, pairs)
     reference = _reference(model, dealer, settings.micro_tokens, key, group, directory)
     objective = DPO(dealer, reference, replayed, settings)
+    _reshard(model)
     descent = Descent(model, objective, settings, seed=seed, group=group, directory=directory)
     data = f"{len(pairs)} pairs {key}, {len(replay)} rows {rows_key(replay)}"
     return descent.run({"data": data, "model": start}, description)
 
 
-def _longest(model: Llama) -> int:
-    return model.config.max_seq_len
+def _reshard(model: Llama) -> None:
+    """A forward pass without gradients leaves FSDP's root whole: the optimizer would be given
+    weights that are about to be thrown away."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def _reference(
@@ -97,7 +102,4 @@ def _reference(
     forward = partial(forward_logps, model, device=group.device)
     steps = map(pairs.step, range(pairs.steps_per_epoch))
     micros = (m for lines in steps for m in micro_batches(lines, micro_tokens, group.world_size))
-    reference = reference_logps(forward, micros, key, directory, group)
-    if isinstance(model, FSDPModule):
-        model.reshard()  # a pass without gradients leaves the root whole, and hides its own weights
-    return reference
+    return reference_logps(forward, micros, key, directory, group)

@@ -39,7 +39,7 @@ def _mix(x_B: Tensor) -> Tensor:
 
     int64 wraps as uint64 would, but shifts its sign in: the masks take that out again.
     """
-    x_B = x_B * -7046029254386353131 + 7046029254386353131
+    x_B = (x_B + 1) * -7046029254386353131
     x_B = (x_B ^ (x_B >> 30 & (1 << 34) - 1)) * -4658895280553007687
     x_B = (x_B ^ (x_B >> 27 & (1 << 37) - 1)) * -7723592293110705685
     return x_B ^ (x_B >> 31 & (1 << 33) - 1)
@@ -74,7 +74,8 @@ def _least_kept(weight_BV: Tensor, top_p: float) -> Tensor:
     ascending_BV = _sorted(weight_BV)
     cumulative_BV = ascending_BV.cumsum(dim=-1, dtype=torch.float64)
     spare_B1 = cumulative_BV[:, -1:] * (1 - top_p + SHARP)
-    return ascending_BV.gather(-1, torch.searchsorted(cumulative_BV, spare_B1, right=True))
+    dropped_B1 = torch.searchsorted(cumulative_BV, spare_B1, right=True)
+    return ascending_BV.gather(-1, dropped_B1.clamp_(max=weight_BV.shape[-1] - 1))
 
 
 def _sorted(weight_BV: Tensor) -> Tensor:

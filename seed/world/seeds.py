@@ -19,7 +19,7 @@ from .people import check_answer, write_answer
 from .tasks import Task, draw_task, word_task
 
 SEED = 1
-IFT, EFT_SETS, HELD_OUT, RANKED = 256, 60, 400, 300
+IFT, EFT_SETS, HELD_OUT, RANKED = 256, 40, 400, 300
 ANSWERS = 3  # to an instruction, of which ift keeps the best and a ranked set all
 
 Row = dict[str, Any]
@@ -83,13 +83,16 @@ def _ranked(split: str, rng: Random, taken: set[str]) -> list[Row]:
 
 
 def _unequal_answers(task: Task, rng: Random) -> list[str]:
+    """Answers that are one point apart, from somewhere on the scale: hard to tell apart."""
     answers: dict[int, str] = {}
-    while len(answers) < ANSWERS:
+    while True:
         text = write_answer(task, rng)
         answers.setdefault(score(task, text), text)
-    texts = list(answers.values())
-    rng.shuffle(texts)
-    return texts
+        starts = [low for low in answers if all(low + i in answers for i in range(ANSWERS))]
+        if starts:
+            texts = [answers[starts[0] + i] for i in range(ANSWERS)]
+            rng.shuffle(texts)
+            return texts
 
 
 def _eft(rng: Random, taken: set[str]) -> list[Row]:

@@ -1,0 +1,156 @@
+"""`train.py` as a person runs it: the smallest loop, twice, and every mistake in one line."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+VARYING = ("manifest.json", "report.json", "report.html", "lock", ".lock")  # they hold seconds
+
+
+def train(*flags, **how):
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT, **how)
+
+
+def contents(run):
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and path.name not in (*VARYING, "train.jsonl")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run = tmp_path_factory.mktemp("train") / "first"
+    done = train("--preset", "smoke", "--run", run)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return run, done
+
+
+def test_the_smallest_loop_runs_to_m3_and_tells_both_axes(finished):
+    run, done = finished
+    assert (run / "M3" / "model.safetensors").is_file()
+    for words in ("Following instructions", "Judging answers", "M3", "complete"):
+        assert words in done.stdout
+
+
+def test_a_second_run_gives_the_same_bytes(finished, tmp_path):
+    run, _ = finished
+    done = train("--preset", "smoke", "--run", tmp_path / "second")
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = contents(run), contents(tmp_path / "second")
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_another_seed_gives_other_bytes(finished, tmp_path):
+    run, _ = finished
+    done = train("--preset", "smoke", "--run", tmp_path / "r", "--seed", 1, "--iterations", 1)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert contents(run)["M1/model.safetensors"] != contents(tmp_path / "r")["M1/model.safetensors"]
+
+
+def test_running_a_finished_run_again_changes_nothing(finished):
+    run, _ = finished
+    before = contents(run)
+    done = train("--preset", "smoke", "--run", run)
+    assert done.returncode == 0 and "complete" in done.stdout
+    assert contents(run) == before
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path):
+    run, _ = finished
+    command = [sys.executable, "train.py", "--preset", "smoke", "--run", str(tmp_path / "r")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "r/M1/responses.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Go on with" in out
+    assert not (tmp_path / "r" / "M3").exists()
+    done = train("--preset", "smoke", "--run", tmp_path / "r")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert contents(tmp_path / "r") == contents(run)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--iteration", "3"], ["--iteration", "--iterations"]),
+        (["--preset", "smok"], ["smok", "smoke"]),
+        (["--config", "nowhere.toml"], ["nowhere.toml"]),
+        (["--set", "dpo.betta=1"], ["dpo.betta", "dpo.beta"]),
+        (["--model", "nowhere"], ["nowhere"]),
+        (["--model", "tests"], ["config.json"]),
+        (["--seed-data", "nowhere"], ["nowhere", "ift.jsonl"]),
+        (["--iterations", "0"], ["iterations", "at least 1"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(flags, words, tmp_path):
+    done = train("--preset", "smoke", "--run", tmp_path / "run", *flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_bad_row_is_named_by_file_and_line(tmp_path):
+    for name in ("ift", "eft", "ranked", "held_out"):
+        source = ROOT / "seed/world/data" / f"{name}.jsonl"
+        (tmp_path / f"{name}.jsonl").write_bytes(source.read_bytes())
+    with open(tmp_path / "eft.jsonl", "a") as file:
+        file.write('{"id": "x"}\n')
+    line = len((tmp_path / "eft.jsonl").read_text().splitlines())
+    done = train("--preset", "smoke", "--run", tmp_path / "run", "--seed-data", tmp_path)
+    assert done.returncode == 2
+    assert f"eft.jsonl:{line}:" in done.stderr
+
+
+def test_a_directory_of_another_configuration_is_refused_with_the_difference(finished):
+    run, _ = finished
+    done = train("--preset", "smoke", "--run", run, "--set", "dpo.beta=0.2")
+    assert done.returncode == 2
+    assert "dpo.beta" in done.stderr and "0.1" in done.stderr and "0.2" in done.stderr
+
+
+def test_two_ranks_run_the_same_loop(finished, tmp_path):
+    run, _ = finished
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "train.py", "--preset", "smoke", "--run", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "M3" / "model.safetensors").is_file()
+    assert done.stdout.count("complete: ") == 1
+    assert (tmp_path / "M1/train.jsonl").is_file() == (run / "M1/train.jsonl").is_file()
+
+
+def uses_of_truth(source):
+    """The functions in which an attribute `truth` is read."""
+    return {
+        function.name
+        for function in ast.walk(ast.parse(source))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr == "truth"
+    }
+
+
+def test_the_loop_looks_at_the_truth_in_its_evaluation_alone():
+    source = (ROOT / "train.py").read_text()
+    assert uses_of_truth(source) == {"evaluate"}
+    cheating = source.replace("def pair(", "def peek(self):\n        self.given.truth\n\n    def pair(")
+    assert uses_of_truth(cheating) == {"evaluate", "peek"}
