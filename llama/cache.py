@@ -149,7 +149,10 @@ class Cohort:
         R, S, W, G = len(self.prompt_R), self.slots, self.shared, self.prefix_k_YRGDT.shape[2]
         T = self.prefix_v_YRGTD.shape[3]
         self.prompt_S = self.prompt_R[self.row_S]
-        self.padding_R1T = torch.arange(T, device=self.row_S.device) >= self.prompt_R[:, None, None]
+        padding_R1T = torch.arange(T, device=self.row_S.device) >= self.prompt_R[:, None, None]
+        self.unseen_R1T = self.prefix_k_YRGDT.new_zeros(R, 1, T).masked_fill(
+            padding_R1T, -torch.inf
+        )
         head_G = torch.arange(G, device=self.row_S.device)
         seat_SG = (self.row_S[:, None] * G + head_G) * W + self.seat_S[:, None]
         self.seat_of_SG = seat_SG.flatten()
@@ -177,7 +180,7 @@ class Cohort:
         T = prompt_v.shape[1]
         q = q_SHD.reshape(SG, M, D) * D**-0.5
         of_prompt = self._seat(q).view(RG, -1, D) @ prompt_k
-        of_prompt.view(R, -1, T).masked_fill_(self.padding_R1T, -torch.inf)
+        of_prompt.view(R, -1, T).add_(self.unseen_R1T)
         of_own = q @ own_k.mT
         of_own[..., age:] = -torch.inf
         scores = torch.cat((self._leave(of_prompt).view(SG, M, T), of_own), dim=-1)

@@ -140,17 +140,18 @@ class FeedForward(nn.Module):
 
 
 def rotary_tables(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines BT1E of position × frequency theta^(-2e/D) (arXiv 2104.09864).
+    """Cosines and signed sines BT1D of position × frequency theta^(-2e/D) (arXiv 2104.09864).
 
     fp32 whatever the model computes in: a bf16 position cannot tell 257 from 258.
     """
     exponent_E = torch.arange(0, head_dim, 2, device=positions_BT.device).float() / head_dim
     angle_BT1E = positions_BT[:, :, None, None].float() * (theta**-exponent_E)
-    return angle_BT1E.cos(), angle_BT1E.sin()
+    cos_BT1E, sin_BT1E = angle_BT1E.cos(), angle_BT1E.sin()
+    return torch.cat((cos_BT1E, cos_BT1E), dim=-1), torch.cat((-sin_BT1E, sin_BT1E), dim=-1)
 
 
-def rotate(x_BTHD: Tensor, cos_BT1E: Tensor, sin_BT1E: Tensor) -> Tensor:
+def rotate(x_BTHD: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor) -> Tensor:
     """Turns each pair (x[e], x[e + D/2]), as Hugging Face does; fp32 tables lift bf16 inputs."""
-    first, second = x_BTHD.chunk(2, dim=-1)
-    turned = (first * cos_BT1E - second * sin_BT1E, second * cos_BT1E + first * sin_BT1E)
-    return torch.cat(turned, dim=-1).to(x_BTHD.dtype)
+    half = x_BTHD.shape[-1] // 2
+    turned_BTHD = x_BTHD * cos_BT1D + x_BTHD.roll(half, dims=-1) * sin_BT1D
+    return turned_BTHD.to(x_BTHD.dtype)

@@ -59,9 +59,9 @@ def choose(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> 
         raise ValueError("the model's logits hold NaN or infinity: its weights are damaged")
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
-    weight_BV = ((logits_BV.float() - largest_B1) / temperature).exp()
+    weight_BV = ((logits_BV.float() - largest_B1) / temperature).softmax(dim=-1)
     if top_p < 1:
-        weight_BV = torch.where(weight_BV < _least_kept(weight_BV, top_p), 0.0, weight_BV)
+        weight_BV *= _kept(weight_BV, top_p)
     cumulative_BV = weight_BV.cumsum(dim=-1, dtype=torch.float64)
     total_B = cumulative_BV[:, -1]
     # strictly below the total, whatever the rounding: so the token found has some weight
@@ -69,13 +69,15 @@ def choose(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> 
     return torch.searchsorted(cumulative_BV, aim_B[:, None], right=True)[:, 0]
 
 
-def _least_kept(weight_BV: Tensor, top_p: float) -> Tensor:
-    """The smallest weight B1 in each row's top-p set: from below, drop while top_p remains."""
+def _kept(weight_BV: Tensor, top_p: float) -> Tensor:
+    """1 for each row's top-p set, 0 for the rest: from below, tokens go while top_p remains."""
     ascending_BV = _sorted(weight_BV)
     cumulative_BV = ascending_BV.cumsum(dim=-1, dtype=torch.float64)
     spare_B1 = cumulative_BV[:, -1:] * (1 - top_p + SHARP)
-    dropped_B1 = torch.searchsorted(cumulative_BV, spare_B1, right=True)
-    return ascending_BV.gather(-1, dropped_B1.clamp_(max=weight_BV.shape[-1] - 1))
+    gone_B1 = torch.searchsorted(cumulative_BV, spare_B1, right=True)
+    least_B1 = ascending_BV.gather(-1, gone_B1.clamp_(max=weight_BV.shape[-1] - 1))
+    # written as floats: torch compares into bools, and chooses by them, many times slower on a CPU
+    return torch.ge(weight_BV, least_B1, out=torch.empty_like(weight_BV))
 
 
 def _sorted(weight_BV: Tensor) -> Tensor:

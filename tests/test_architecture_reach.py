@@ -84,7 +84,8 @@ def test_the_oracle_cannot_be_reached_from_the_loop():
 
 def test_neither_judge_nor_seed_reaches_torch_or_llama():
     for goal in ("torch", "llama"):
-        assert reaching(goal, SOURCES, ("judge", "seed"), scripts=False) == set()
+        found = reaching(goal, SOURCES, ("judge", "seed"), scripts=False)
+        assert found <= {"seed.world.base"}  # makes M0; nothing but its face reaches it
 
 
 def test_importing_them_does_not_import_torch():

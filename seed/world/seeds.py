@@ -19,7 +19,7 @@ from .people import check_answer, write_answer
 from .tasks import Task, draw_task, word_task
 
 SEED = 1
-IFT, EFT_SETS, HELD_OUT, RANKED = 256, 40, 400, 300
+IFT, EFT_SETS, HELD_OUT, RANKED = 96, 14, 400, 300
 ANSWERS = 3  # to an instruction, of which ift keeps the best and a ranked set all
 
 Row = dict[str, Any]
@@ -27,14 +27,14 @@ Row = dict[str, Any]
 
 def write_seeds(directory: Path) -> None:
     """Writes the four files, and dev_held_out and dev_ranked, on which settings are chosen."""
-    rng, taken = Random(SEED), set[str]()
+    taken = set[str]()
     files = {
-        "ift": [_ift(i, task, rng) for i, task in enumerate(_tasks(IFT, "train", rng, taken))],
-        "eft": _eft(rng, taken),
-        "held_out": _prompts("test", rng, taken),
-        "ranked": _ranked("test", rng, taken),
-        "dev_held_out": _prompts("dev", rng, taken),
-        "dev_ranked": _ranked("dev", rng, taken),
+        "ift": _ift(Random(f"{SEED} ift"), taken),
+        "eft": _eft(Random(f"{SEED} eft"), taken),
+        "held_out": _prompts("test", Random(f"{SEED} held_out"), taken),
+        "ranked": _ranked("test", Random(f"{SEED} ranked"), taken),
+        "dev_held_out": _prompts("dev", Random(f"{SEED} dev_held_out"), taken),
+        "dev_ranked": _ranked("dev", Random(f"{SEED} dev_ranked"), taken),
     }
     directory.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
@@ -58,10 +58,14 @@ def _tasks(count: int, split: str, rng: Random, taken: set[str]) -> list[Task]:
     return tasks
 
 
-def _ift(index: int, task: Task, rng: Random) -> Row:
-    answers = [write_answer(task, rng) for _ in range(ANSWERS)]
-    best = max(answers, key=lambda text: score(task, text))
-    return {"id": f"ift-{index}", "prompt": word_task(task, rng), "response": best}
+def _ift(rng: Random, taken: set[str]) -> list[Row]:
+    """Of the answers of a few people the best."""
+    rows = []
+    for i, task in enumerate(_tasks(IFT, "train", rng, taken)):
+        answers = [write_answer(task, rng) for _ in range(ANSWERS)]
+        best = max(answers, key=lambda text: score(task, text))
+        rows.append({"id": f"ift-{i}", "prompt": word_task(task, rng), "response": best})
+    return rows
 
 
 def _prompts(split: str, rng: Random, taken: set[str]) -> list[Row]:

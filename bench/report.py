@@ -1,0 +1,124 @@
+"""The races as a table, and BENCHMARKS.md around it. Knows no model."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from bench.race import Race
+
+HEADER = (
+    "workload", "count", "ours", "theirs", "their best setting", "ours / theirs", "floor",
+    "ours of the floor",
+)  # fmt: skip
+
+TEXT = """# Benchmarks
+
+What `make bench` wrote: this project's code and other people's, one after the other in turns, in
+one process, on the same weights, rows and threads. Absolute numbers belong to the machine; the
+ratios are what counts.
+
+- Command: `{command}`
+- Machine: {machine}, {threads} threads
+- Versions: Python {python}, {versions}
+- Date: {day}
+- fp32 matrix product (1024 × 1024): {gflops:.1f} GFLOP/s. The floor is the least arithmetic of the
+  workload at that rate, each prompt read once.
+
+The model has the embedded world's shape ({model}) and random weights.
+
+{table}
+
+Rates are per second, each the best of {rounds} runs. All of the opponent's settings, first run:
+
+{tried}
+
+## How they race
+
+{rules}
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A race, with the rate that its floor would allow."""
+
+    name: str
+    unit: str  # tokens or pairs
+    opponent: str
+    race: Race
+    operations: int
+
+    def cells(self, sgemm_rate: float) -> tuple[str, ...]:
+        """A row of the table."""
+        ours, theirs = self.race.ours, self.race.theirs
+        floor = ours.count * sgemm_rate / self.operations
+        count = str(ours.count) if ours.count == theirs.count else f"{ours.count}/{theirs.count}"
+        return (
+            f"{self.name} against {self.opponent}",
+            f"{count} {self.unit}",
+            f"{ours.rate:,.0f}",
+            f"{theirs.rate:,.0f}",
+            self.race.setting,
+            f"**{self.race.ratio:.2f} ×**",
+            f"{floor:,.0f}",
+            f"{ours.rate / floor:.0%}",
+        )
+
+
+def table(results: Sequence[Result], sgemm_rate: float) -> str:
+    """Markdown, a row a race."""
+    rows = [HEADER, ("---",) * len(HEADER), *(result.cells(sgemm_rate) for result in results)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def tried(results: Sequence[Result]) -> str:
+    """Markdown, a line a race: what each of the opponent's settings reached."""
+    return "\n".join(
+        f"- {result.name}: "
+        + ", ".join(f"{setting} {run.rate:,.0f}" for setting, run in result.race.tried.items())
+        for result in results
+    )
+
+
+def document(
+    results: Sequence[Result],
+    *,
+    sgemm_rate: float,
+    command: str,
+    model: str,
+    rounds: int,
+    rules: Sequence[str],
+) -> str:
+    """The whole of BENCHMARKS.md; rules: how each race is run, in Markdown."""
+    return TEXT.format(
+        command=command,
+        machine=machine(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")),
+        day=date.today().isoformat(),
+        gflops=sgemm_rate / 1e9,
+        model=model,
+        table=table(results, sgemm_rate),
+        rounds=rounds,
+        tried=tried(results),
+        rules="\n\n".join(rules),
+    )
+
+
+def machine() -> str:
+    """The processor's name and the number of its cores that are ours."""
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
+                 if line.startswith("model name")]  # fmt: skip
+        name = names[0] if names else name
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"

@@ -1,0 +1,95 @@
+"""Sampling: our engine against `transformers`' generate, on the same weights and prompts.
+
+Both draw at the same temperature and top-p. Ours goes first, and its samples end where their EOS
+was drawn; theirs is told these lengths, sample by sample, so that both make the same tokens in
+number, and neither knows a length before it is reached. Theirs gets the prompts sorted by length,
+as ours sorts them, `n` samples a prompt, padding on the left; a batch ends with its longest sample.
+"""
+
+# B samples beside each other, T tokens
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import floor
+from bench.race import Race, Run, race
+from bench.shapes import TEMPERATURE, TINY, TOP_P, Ending, Workload, random_weights, requests
+from bench.twin import transformers_twin
+from llama import Llama
+from sampling import Request, Sample, generate
+
+PAD = 0
+
+
+def sampling_race(
+    workload: Workload, batch_sizes: Sequence[int], rounds: int, seed: int
+) -> tuple[Race, int]:
+    """The race, and the workload's operations; batch_sizes: in prompts, for the opponent."""
+    model = random_weights(Ending(TINY, workload.end), seed)
+    asked = requests(workload, seed)
+    samples = generate(model, asked, workload.decoding(), seed=seed)
+    lengths = [[_drawn(sample) for sample in several] for several in samples]
+    ours = partial(run_ours, model, asked, workload, seed)
+    twin, rows = transformers_twin(model), sorted(zip(asked, lengths), key=_prompt_length)
+    theirs = {
+        f"batches of {size} × {workload.n}": partial(run_theirs, twin, rows, size)
+        for size in batch_sizes
+    }
+    prompts = [len(request.token_ids) for request in asked]
+    return race(ours, theirs, rounds), floor.sampling(TINY, zip(prompts, lengths))
+
+
+def run_ours(model: Llama, asked: Sequence[Request], workload: Workload, seed: int) -> Run:
+    """Our engine, as the loop calls it."""
+    started = time.perf_counter()
+    samples = generate(model, asked, workload.decoding(), seed=seed)
+    seconds = time.perf_counter() - started
+    return Run(sum(_drawn(sample) for several in samples for sample in several), seconds)
+
+
+def run_theirs(twin: Any, rows: Sequence[tuple[Request, list[int]]], size: int) -> Run:
+    """`transformers`' generate, so many prompts at a time."""
+    started, count = time.perf_counter(), 0
+    for first in range(0, len(rows), size):
+        some = rows[first : first + size]
+        lengths_B = torch.tensor([length for _, lengths in some for length in lengths])
+        count += _generate(twin, [request for request, _ in some], lengths_B)
+    return Run(count, time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def _generate(twin: Any, batch: Sequence[Request], lengths_B: Tensor) -> int:
+    """Samples of these lengths; returns how many tokens they have."""
+    T = max(len(request.token_ids) for request in batch)
+    padding = [T - len(request.token_ids) for request in batch]
+    written = twin.generate(
+        torch.tensor([[PAD] * left + row.token_ids for left, row in zip(padding, batch)]),
+        attention_mask=torch.tensor([[0] * left + [1] * (T - left) for left in padding]),
+        num_return_sequences=batch[0].n,
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        top_k=0,
+        max_new_tokens=int(lengths_B.max()),
+        eos_token_id=None,
+        pad_token_id=PAD,
+        # a function does: what is called is all that generate asks of a criterion
+        stopping_criteria=[lambda ids_BT, *_, **__: ids_BT.shape[1] - T >= lengths_B],
+    )
+    return int(lengths_B.clamp(max=written.shape[1] - T).sum())
+
+
+def _drawn(sample: Sample) -> int:
+    """Tokens that were drawn for it, with the one that ended it."""
+    return len(sample.token_ids) + sample.finished
+
+
+def _prompt_length(row: tuple[Request, list[int]]) -> int:
+    return -len(row[0].token_ids)
