@@ -24,6 +24,10 @@ lint: .venv/installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Our speed beside other tools', into BENCHMARKS.md: minutes, on a machine that does nothing else.
+bench: .venv/installed-tests
+	$(BIN)/python -m bench
+
 # The loop against its controls over five seeds; hours, and it goes on where it was stopped.
 controls: .venv/installed
 	$(BIN)/python -m controls

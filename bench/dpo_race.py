@@ -7,6 +7,7 @@ checkpointing, logging and saving.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
@@ -60,7 +61,10 @@ def train_theirs(
 ) -> dict[str, float]:
     """Trains the model in place, `size` pairs a forward pass; returns the trainer's metrics."""
     trl, transformers = import_module("trl"), import_module("transformers")
-    with TemporaryDirectory() as directory:
+    datasets = import_module("datasets")
+    datasets.disable_progress_bars()
+    with TemporaryDirectory() as directory, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names that trl itself uses
         settings = trl.DPOConfig(
             directory,
             per_device_train_batch_size=size,
@@ -82,7 +86,7 @@ def train_theirs(
             report_to="none",
             disable_tqdm=True,
         )
-        rows = import_module("datasets").Dataset.from_list([_as_text(pair) for pair in data])
+        rows = datasets.Dataset.from_list([_as_text(pair) for pair in data])
         words = _tokenizer()
         trainer = trl.DPOTrainer(twin, args=settings, train_dataset=rows, processing_class=words)
         trainer.remove_callback(transformers.PrinterCallback)

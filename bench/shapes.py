@@ -45,7 +45,7 @@ class Workload:
 
 
 JUDGE = Workload("judge rows", prompts=400, n=3, template=20, shortest=45, longest=75, end=105)
-CANDIDATES = Workload("candidates", prompts=400, n=4, template=5, shortest=20, longest=36, end=44)
+CANDIDATES = Workload("candidates", prompts=400, n=4, template=5, shortest=24, longest=32, end=44)
 PROMPT, RESPONSE = (45, 75), (20, 60)  # tokens in a pair: as many as in a judge row, and ragged
 PAIRS = 320
 

@@ -34,7 +34,7 @@ class Llama(nn.Module):
         self.dropout = dropout
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
 
@@ -83,14 +83,29 @@ class Llama(nn.Module):
             weight.normal_(0.0, deviation, generator=generator)
 
 
+class RMSNorm(nn.Module):
+    """Scales a vector to root mean square 1, then each place by a learnt weight (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """x / sqrt(mean(x²) + eps) · weight, in fp32 until the weight: bf16 squares lose too much."""
+        x32_BTC = x_BTC.float()
+        scale_BT1 = (x32_BTC.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+        return (x32_BTC * scale_BT1).type_as(x_BTC) * self.weight
+
+
 class Block(nn.Module):
     """Attention, then SwiGLU, each added to the residual after a norm of its own."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config, layer)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = FeedForward(config)
 
     def forward(

@@ -1,0 +1,134 @@
+"""The races in miniature: both sides do the same work. Nothing here looks at a clock's hand."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import floor
+from bench.__main__ import main, races
+from bench.dpo_race import BATCH, train_ours, train_theirs
+from bench.race import Run, race
+from bench.report import HEADER, Result, table
+from bench.shapes import CANDIDATES, JUDGE, TINY, Ending, pairs, random_weights, requests
+from bench.twin import transformers_twin
+from llama import Llama
+from sampling import generate
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs warn of much
+
+
+def test_the_quick_program_writes_its_tables(tmp_path: Path, capsys, monkeypatch) -> None:
+    seen: list[Result] = []
+
+    def watched(program):
+        for result in races(program):
+            seen.append(result)
+            yield result
+
+    monkeypatch.setattr("bench.__main__.races", watched)
+    assert main(["--quick", "--out", str(tmp_path / "B.md")]) == 0
+    assert [result.unit for result in seen] == ["tokens", "tokens", "pairs"]
+    for result in seen:
+        assert result.race.ours.count == result.race.theirs.count > 0
+        assert len(result.race.tried) == 2 and result.race.setting in result.race.tried
+        assert {run.count for run in result.race.tried.values()} == {result.race.ours.count}
+    text = (tmp_path / "B.md").read_text()
+    assert table(seen, 1e9).splitlines()[0] in text and "--quick --out" in text
+    assert all(f"| {result.name} against" in text for result in seen)
+    assert capsys.readouterr().out.count("| workload |") == len(seen)
+
+
+def test_the_table_is_a_table() -> None:
+    outcome = race(lambda: Run(60, 2.0), {"a": lambda: Run(60, 6.0), "b": lambda: Run(60, 4.0)}, 2)
+    lines = table([Result("rows", "tokens", "theirs", outcome, 600)], 1000.0).splitlines()
+    assert {line.count("|") for line in lines} == {len(HEADER) + 1}
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    expected = ["rows against theirs", "60 tokens", "30", "15", "b", "**2.00 ×**", "100", "30%"]
+    assert cells == expected
+
+
+def test_the_best_run_counts_and_the_best_setting_goes_on() -> None:
+    speeds, calls = (
+        {"ours": iter([9.0, 3.0, 5.0]), "a": iter([8.0]), "b": iter([6.0, 7.0, 4.0])},
+        [],
+    )
+
+    def runner(name: str):
+        def run() -> Run:
+            calls.append(name)
+            return Run(12, next(speeds[name]))
+
+        return run
+
+    outcome = race(runner("ours"), {"a": runner("a"), "b": runner("b")}, rounds=3)
+    assert calls == ["ours", "a", "b", "ours", "b", "ours", "b"]
+    assert (outcome.ours.seconds, outcome.theirs.seconds, outcome.setting) == (3.0, 4.0, "b")
+    assert outcome.ratio == 4 / 3
+
+
+@pytest.mark.parametrize("workload", [JUDGE, CANDIDATES], ids=lambda workload: workload.name)
+def test_rows_are_ragged_and_end_of_their_own_accord(workload) -> None:
+    asked = requests(workload, 0)
+    prompts = [request.token_ids for request in asked]
+    assert len({tuple(ids[: workload.template]) for ids in prompts}) == 1
+    assert {min(map(len, prompts)), max(map(len, prompts))} == {workload.shortest, workload.longest}
+    model = random_weights(Ending(TINY, workload.end), 0)
+    samples = generate(model, asked[:16], workload.decoding(), seed=0)
+    flat = [sample for several in samples for sample in several]
+    assert all(sample.finished for sample in flat)
+    assert len({len(sample.token_ids) for sample in flat}) > 8
+
+
+def test_only_the_end_differs_from_the_plain_model() -> None:
+    ending = random_weights(Ending(TINY, 50), 0)
+    plain = Llama(TINY).eval()
+    plain.load_state_dict(ending.state_dict())
+    tokens = torch.randint(TINY.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ending(tokens), plain(tokens))
+
+
+def test_both_trainers_take_the_same_steps() -> None:
+    model, data = random_weights(Llama(TINY), 0), pairs(BATCH, 0)
+    ours, twin, halved = deepcopy(model), transformers_twin(model), transformers_twin(model)
+    train_ours(ours, data, 2, 0)
+    train_theirs(twin, data, BATCH, 2, 0)
+    train_theirs(halved, data, BATCH // 2, 2, 0)
+    tokens = torch.tensor([pair.chosen.ids[:60] for pair in data])
+    with torch.inference_mode():
+        before, after = model(tokens), ours(tokens)
+        moved = (after - before).abs().mean()
+        assert moved > 1e-3
+        assert (twin(tokens).logits - after).abs().mean() < moved / 50
+        assert (halved(tokens).logits - after).abs().mean() < moved / 50
+
+
+def test_the_floor_counts_what_torch_counts() -> None:
+    model, T = random_weights(Llama(TINY), 0), 40
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(torch.zeros(1, T, dtype=torch.int64))
+    # torch counts attention without a mask: T · T, where a causal one sees less
+    assert counter.get_total_flops() == floor.forward(TINY, T, T * T, T)
+    # whether a text is a prompt or was written, its tokens cost the same
+    whole = floor.forward(TINY, T, T * (T + 1) // 2, 11)
+    assert floor.sampling(TINY, [(T - 10, [11])]) == whole
+    two = floor.sampling(TINY, [(T - 10, [11, 11])])
+    assert whole < two < 2 * whole
+
+
+def test_a_pair_costs_its_tokens_once() -> None:
+    [pair] = pairs(1, 0)
+    P = pair.chosen.is_response.index(True)
+    C, R = len(pair.chosen.ids), len(pair.rejected.ids)
+    seen = sum(range(C + 1)) + sum(range(P + 1, R + 1))
+    expected = 3 * floor.forward(TINY, C + R - P, seen, C + R - 2 * P)
+    assert floor.training(TINY, [pair]) == expected
+
+
+def test_a_file_that_cannot_be_written_is_said_in_a_line(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("bench.__main__.races", lambda program: iter(()))
+    (tmp_path / "file").touch()
+    assert main(["--quick", "--out", str(tmp_path / "file" / "B.md")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
