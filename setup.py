@@ -27,6 +27,7 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "hypothesis",
+            "rouge-score",
             "scipy",
             "transformers",
             "trl",

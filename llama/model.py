@@ -84,7 +84,7 @@ class Llama(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Scales a vector to root mean square 1, then each place by a learnt weight (arXiv 1910.07467)."""
+    """A vector scaled to root mean square 1, then by a learnt weight (arXiv 1910.07467)."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """x / sqrt(mean(x²) + eps) · weight, in fp32 until the weight: bf16 squares lose too much."""
+        """x / sqrt(mean(x²) + eps) · weight; fp32 until the weight: bf16 squares lose too much."""
         x32_BTC = x_BTC.float()
         scale_BT1 = (x32_BTC.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
         return (x32_BTC * scale_BT1).type_as(x_BTC) * self.weight

@@ -1,8 +1,11 @@
 """Builds the settings: preset < TOML file < flags. Knows the tree of settings only by its fields.
 
-``` preset (loop/presets/NAME.toml)   every key has a value somewhere below: here, or the field's
-default < --config FILE.toml            the same keys < --run DIR, --seed S, …      the top-level
-keys, as flags < --set SECTION.KEY=VALUE   any key, as a flag ```
+```
+preset (loop/presets/NAME.toml)   every key has a value: here, or the field's default
+  < --config FILE.toml            the same keys
+  < --run DIR, --seed S, …        the top-level keys, as flags
+  < --set SECTION.KEY=VALUE       any key, as a flag
+```
 """
 
 import argparse
@@ -165,7 +168,13 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--preset", metavar="NAME", help="smoke, world (the default) or paper")
     parser.add_argument("--config", metavar="FILE", help="a TOML file, laid over the preset")
-    parser.add_argument("--run", metavar="DIR", help="the run directory")
+    parser.add_argument(
+        "--run",
+        "--run-dir",  # torchrun takes --run for its own --run-path, even behind the script's name
+        dest="run",
+        metavar="DIR",
+        help="the run directory; under torchrun write --run-dir",
+    )
     parser.add_argument(
         "--model", metavar="DIR", help="M0: Llama weights, Hugging Face or Meta layout"
     )

@@ -232,27 +232,32 @@ def test_a_run_killed_at_any_file_operation_goes_on_to_the_same_bytes(
     from llama import files as disk
 
     dpo(tiny_model(), tmp_path / "whole")
-    left = killed_at = 0
 
-    def counting(operation: str, path: Path) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
+    def killed_after(operations: int, directory: Path) -> bool:
+        left = operations
 
-    while left == 0:  # until a run comes through with operations to spare
-        directory = tmp_path / str(killed_at)
-        left = killed_at = killed_at + 1
+        def dying(operation: str, path: Path) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+
         with monkeypatch.context() as patch:
-            patch.setattr(disk, "before", counting)
+            patch.setattr(disk, "before", dying)
             patch.setattr(Path, "unlink", lambda *_, **__: None)  # the dead tidy nothing up
             try:
                 dpo(tiny_model(), directory)
             except Killed:
-                left = 0
+                return True
+        return False
+
+    operations = 0
+    while killed_after(operations, tmp_path / str(operations)):
+        directory = tmp_path / str(operations)
         dpo(tiny_model(), directory)
-        assert files(directory) == files(tmp_path / "whole"), f"killed at operation {killed_at}"
-    assert killed_at > 6
+        assert files(directory) == files(tmp_path / "whole"), f"killed after {operations}"
+        operations += 1
+    assert operations > 6
 
 
 def test_resume_needs_the_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

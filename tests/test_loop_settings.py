@@ -2,13 +2,17 @@
 
 import ast
 from dataclasses import asdict, fields, is_dataclass, replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 from dpo.settings import TrainSettings
 from loop.options import PRESETS, build, parse_arguments, preset_path, read_toml
-from loop.settings import Settings
+from loop.settings import DECODING, FILTERS, WRITING, Settings
+from sampling.respond import respond
+from sampling.self_instruct import write_prompts
+from sampling.sieve import Sieve
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in PRESETS.glob("*.toml"))
@@ -182,8 +186,14 @@ PACKAGES = ("llama", "sampling", "judge", "dpo", "seed", "loop")
 @pytest.mark.skipif(not (ROOT / "train.py").exists(), reason="train.py reads most settings")
 def test_every_setting_is_read_somewhere():
     read = set().union(*(attributes_read(path.read_text()) for path in programs()))
+    read |= {*DECODING, *FILTERS, *WRITING}  # read by name, and handed on: see the next test
     unread = [name for name in leaves(Settings) if name.rsplit(".", 1)[-1] not in read]
     assert not unread
+
+
+def test_settings_that_are_handed_on_are_parameters_of_who_gets_them():
+    for names, function in ((DECODING, respond), (FILTERS, Sieve), (WRITING, write_prompts)):
+        assert set(names) <= set(signature(function).parameters)
 
 
 def test_the_search_for_unread_settings_finds_one():

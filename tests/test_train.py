@@ -127,7 +127,15 @@ def test_a_directory_of_another_configuration_is_refused_with_the_difference(fin
 def test_two_ranks_run_the_same_loop(finished, tmp_path):
     run, _ = finished
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "train.py", "--preset", "smoke", "--run", str(tmp_path)]
+    command += [
+        "--nproc-per-node",
+        "2",
+        "train.py",
+        "--preset",
+        "smoke",
+        "--run-dir",
+        str(tmp_path),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=280, cwd=ROOT, env=environment
@@ -152,5 +160,6 @@ def uses_of_truth(source):
 def test_the_loop_looks_at_the_truth_in_its_evaluation_alone():
     source = (ROOT / "train.py").read_text()
     assert uses_of_truth(source) == {"evaluate"}
-    cheating = source.replace("def pair(", "def peek(self):\n        self.given.truth\n\n    def pair(")
+    peek = "def peek(self):\n        self.given.truth\n\n    def pair("
+    cheating = source.replace("def pair(", peek)
     assert uses_of_truth(cheating) == {"evaluate", "peek"}

@@ -47,7 +47,7 @@ def test_all_wordings_are_all_and_mean_the_same():
         "Name two fruits from a to z including fig joined by dashes closing with thanks.",
         "Name three fruits from a to z from z to a joined by dashes closing with thanks.",
         "Name three fruits from a to z including fig joined by dots closing with thanks.",
-        "Name three fruits from a to z including fig joined by dashes closing with thanks. And more",
+        "Name three fruits from a to z including fig joined by dashes closing with bye. More",
     ],
 )
 def test_other_text_is_no_task(text):
