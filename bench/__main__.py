@@ -37,7 +37,7 @@ class Program:
     sgemm_size: int
 
 
-FULL = Program((JUDGE, CANDIDATES), (16, 32, 64, 128), PAIRS, (4, 8, 16), 3, 1024)
+FULL = Program((JUDGE, CANDIDATES), (8, 16, 32, 64), PAIRS, (4, 8, 16), 3, 1024)
 FEW = tuple(replace(workload, prompts=4) for workload in FULL.workloads)
 QUICK = Program(FEW, (2, 4), 16, (8, 16), 1, 64)
 
