@@ -49,7 +49,7 @@ def test_metas_rotary_order() -> None:
     )
     cos, sin = rotary_tables(torch.arange(5)[None], D, 10000.0)
     ours = [rotate((x_TC @ w.T).unflatten(-1, (-1, D))[None], cos, sin)[0] for w in weight]
-    turn = torch.complex(cos, sin)[0]
+    turn = torch.complex(cos[..., : D // 2], sin[..., D // 2 :])[0]  # the first half has -sin
     theirs = []
     for w in weight:
         pairs = (x_TC @ _pairs_from_halves("wq.weight", w, GROUPED).T).unflatten(
