@@ -5,15 +5,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from dpo_runs import alone, rows
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_llama import GROUPED, tiny_model
+from tiny_llama import tiny_model
 from torch import Tensor
 
 from dpo.descent import forward_logps
-from dpo.lines import Pair, Row, pad, pair_line, row_line
+from dpo.lines import pad, row_line
 from dpo.logprobs import chunked_logps, response_logps
-from llama import Llama
 
 # B rows, T tokens, V vocabulary
 
@@ -157,23 +157,6 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         response_logps(logits_BTV[:, 1:], tokens_BT, is_response_BT)
 
 
-def rows(n: int, seed: int = 0, prompt: int = 5, longest: int = 20) -> list[Row]:
-    """Rows of random ids with responses of 1 … longest tokens."""
-    draw = torch.Generator().manual_seed(seed)
-    made = []
-    for _ in range(n):
-        length = int(torch.randint(1, longest + 1, (), generator=draw))
-        ids = torch.randint(3, GROUPED.vocab_size, (prompt + length,), generator=draw).tolist()
-        made.append(Row([1, *ids], [False] * (1 + prompt) + [True] * length))
-    return made
-
-
-def alone(model: Llama, row: Row) -> Tensor:
-    """A row's log-probability by full logits, with nothing beside it."""
-    tokens_BT = torch.tensor([row.ids])
-    return response_logps(model(tokens_BT), tokens_BT, torch.tensor([row.is_response]))[0]
-
-
 @pytest.mark.parametrize("chunk", [1, 2, 5, 16, 1000])
 def test_chunked_equals_full_in_value_and_gradient(chunk: int) -> None:
     draw = torch.Generator().manual_seed(0)
@@ -250,57 +233,6 @@ def test_targets_are_the_response_tokens_and_nothing_else() -> None:
     assert batch.count_S.tolist() == [sum(row.is_response) for row in some]
     before = batch.tokens_BT.flatten()[batch.source_N + 1]
     assert torch.equal(before, batch.target_N)
-
-
-def pairs(n: int, seed: int = 0) -> list[Pair]:
-    """Pairs that share a prompt of 7 tokens, every other one the answer's first token too."""
-    made = []
-    for i, (chosen, rejected) in enumerate(zip(rows(n, seed, 6), rows(n, seed + 1, 6))):
-        begin = 7 + i % 2
-        ids = [*chosen.ids[:begin], *rejected.ids[begin:]]
-        made.append(Pair(chosen, Row(ids, rejected.is_response)))
-    return made
-
-
-def test_a_pair_on_one_line_equals_its_rows_alone() -> None:
-    """Values and gradients, though the prompt is read once."""
-    model = tiny_model().double()
-    some = pairs(8)
-    lines = [pair_line(pair, i, 99) for i, pair in enumerate(some)]
-    assert sum(map(len, lines)) < sum(len(p.chosen.ids) + len(p.rejected.ids) for p in some)
-    separate = torch.stack([alone(model, row) for p in some for row in (p.chosen, p.rejected)])
-    together = forward_logps(model, lines, torch.device("cpu"))
-    torch.testing.assert_close(together, separate, rtol=1e-6, atol=1e-6)
-    weights = torch.linspace(-1, 1, len(separate), dtype=torch.float64)
-    expected = torch.autograd.grad((separate * weights).sum(), list(model.parameters()))
-    found = torch.autograd.grad((together * weights).sum(), list(model.parameters()))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_the_chosen_answer_does_not_see_the_rejected_one_nor_the_other_way_round() -> None:
-    model = tiny_model()
-    pair = Pair(Row([1, 5, 6, 7, 8], [False, False, True, True, True]),
-                Row([1, 5, 9, 10], [False, False, True, True]))  # fmt: skip
-    device = torch.device("cpu")
-    chosen, rejected = forward_logps(model, [pair_line(pair, 0, 99)], device)
-    other = Pair(pair.chosen, Row([1, 5, 11, 12], [False, False, True, True]))
-    chosen_now, rejected_now = forward_logps(model, [pair_line(other, 0, 99)], device)
-    assert chosen_now == chosen and rejected_now != rejected
-    other = Pair(Row([1, 5, 6, 17, 18], pair.chosen.is_response), pair.rejected)
-    chosen_now, rejected_now = forward_logps(model, [pair_line(other, 0, 99)], device)
-    assert chosen_now != chosen and rejected_now == rejected
-
-
-@pytest.mark.parametrize(
-    ("chosen", "rejected"),
-    [([1, 5, 6], [1, 5, 6, 7, 8]), ([1, 5, 6, 7, 8], [1, 5, 6]), ([1, 5, 6], [1, 5, 6])],
-)
-def test_an_answer_that_begins_with_the_other(chosen: list[int], rejected: list[int]) -> None:
-    model = tiny_model()
-    pair = Pair(*(Row(ids, [False, False] + [True] * (len(ids) - 2)) for ids in (chosen, rejected)))
-    found = forward_logps(model, [pair_line(pair, 0, 99)], torch.device("cpu"))
-    expected = torch.stack([alone(model, pair.chosen), alone(model, pair.rejected)])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_no_lines_give_no_numbers_but_a_gradient() -> None:

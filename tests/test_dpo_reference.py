@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from dpo_runs import alone, pairs, records
 from safetensors import safe_open
-from test_dpo_logprobs import alone, pairs
 from tiny_llama import tiny_model
 
 from dpo import TrainSettings, train_dpo, trainer
@@ -22,12 +22,6 @@ def train(
     model: Llama, directory: Path | None, some: list[Pair], settings: TrainSettings = SETTINGS
 ) -> dict[str, float]:
     return train_dpo(model, some, settings, seed=0, group=start(), directory=directory)
-
-
-def records(directory: Path) -> list[dict[str, float]]:
-    import json
-
-    return [json.loads(line) for line in (directory / "train.jsonl").read_text().splitlines()]
 
 
 def kept(directory: Path) -> tuple[list[float], list[float], str]:

@@ -1,0 +1,145 @@
+"""A killed training goes on to the same bytes; what cannot be gone on from is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dpo_runs import Killed, dpo, files, kill_before, rows, sft, weights
+from tiny_llama import tiny_model
+
+from dpo import descent, forget
+from dpo.checkpoint import FILE
+from llama import Llama, fingerprint
+from llama.parallel import start
+
+
+@pytest.mark.parametrize("train", [sft, dpo])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Any
+) -> None:
+    changes = {"epochs": 2, "dropout": 0.2, "replay_weight": 0.1 if train is dpo else 0.0}
+    whole = tiny_model()
+    metrics = train(whole, tmp_path / "whole", **changes)
+    for killed_at in (1, 2, 5, 7):
+        directory = tmp_path / str(killed_at)
+        with monkeypatch.context() as patch:
+            kill_before(patch, killed_at)
+            with pytest.raises(Killed):
+                train(tiny_model(), directory, **changes)
+        model = tiny_model()
+        again = train(model, directory, **changes)
+        assert fingerprint(model) == fingerprint(whole)
+        assert files(directory) == files(tmp_path / "whole")
+        assert again["loss"] == metrics["loss"]
+        assert again["tokens"] < metrics["tokens"] or killed_at == 1
+
+
+def test_a_run_killed_at_any_file_operation_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama import files as disk
+
+    dpo(tiny_model(), tmp_path / "whole")
+
+    def killed_after(operations: int, directory: Path) -> bool:
+        left = operations
+
+        def dying(operation: str, path: Path) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "before", dying)
+            patch.setattr(Path, "unlink", lambda *_, **__: None)  # the dead tidy nothing up
+            try:
+                dpo(tiny_model(), directory)
+            except Killed:
+                return True
+        return False
+
+    operations = 0
+    while killed_after(operations, tmp_path / str(operations)):
+        directory = tmp_path / str(operations)
+        dpo(tiny_model(), directory)
+        assert files(directory) == files(tmp_path / "whole"), f"killed after {operations}"
+        operations += 1
+    assert operations > 6
+
+
+def test_resume_needs_the_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: an optimizer that is saved and not loaded shows."""
+    sft(tiny_model(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_before(patch, 4)
+        with pytest.raises(Killed):
+            sft(tiny_model(), tmp_path / "killed")
+    usual = descent.load_training
+
+    def weights_only(directory: Path, model: Llama, optimizer: Any, updates: int) -> None:
+        usual(directory, model, optimizer, updates)
+        optimizer.state.clear()
+
+    monkeypatch.setattr(descent, "load_training", weights_only)
+    sft(tiny_model(), tmp_path / "killed")
+    assert files(tmp_path / "killed") != files(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
+    first, again = tiny_model(), tiny_model()
+    metrics = sft(first, tmp_path)
+    before = files(tmp_path)
+    assert sft(again, tmp_path)["loss"] == metrics["loss"]
+    assert fingerprint(again) == fingerprint(first) and files(tmp_path) == before
+    forget(tmp_path, start())
+    assert list(files(tmp_path)) == ["train.jsonl"]
+
+
+def test_without_a_directory_nothing_is_kept(tmp_path: Path) -> None:
+    kept, free = tiny_model(), tiny_model()
+    sft(kept, tmp_path)
+    sft(free)
+    assert fingerprint(kept) == fingerprint(free)
+
+
+def test_another_run_in_the_directory_is_refused(tmp_path: Path) -> None:
+    sft(tiny_model(), tmp_path)
+    with pytest.raises(ValueError, match=r"another training run: learning_rate was 0.003, is 0.1"):
+        sft(tiny_model(), tmp_path, learning_rate=0.1)
+    with pytest.raises(ValueError, match="another training run: model was"):
+        sft(tiny_model(seed=1), tmp_path)
+    with pytest.raises(ValueError, match="another training run: data was 24 rows"):
+        sft(tiny_model(), tmp_path, rows(24, seed=1))
+    with pytest.raises(ValueError, match="another training run: beta was 0.1, is 0.2; data"):
+        dpo(tiny_model(), tmp_path, beta=0.2)
+
+
+def test_memory_and_saving_may_be_set_anew_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, resumed = tiny_model(), tiny_model()
+    sft(whole)
+    with monkeypatch.context() as patch:
+        kill_before(patch, 4)
+        with pytest.raises(Killed):
+            sft(tiny_model(), tmp_path)
+    sft(resumed, tmp_path, micro_tokens=32, save_every=50)
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", [0, 7, 40, -1])
+def test_a_damaged_frozen_run_is_refused(tmp_path: Path, cut: int) -> None:
+    sft(tiny_model(), tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(whole[:cut])
+    with pytest.raises(ValueError, match=FILE):
+        sft(tiny_model(), tmp_path)
+
+
+def test_lost_records_are_refused(tmp_path: Path) -> None:
+    sft(tiny_model(), tmp_path)
+    (tmp_path / "train.jsonl").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train.jsonl lost bytes \(0 of"):
+        sft(tiny_model(), tmp_path)
