@@ -19,7 +19,7 @@ import torch
 from bench import dpo_race, sampling_race
 from bench.floor import sgemm_rate
 from bench.report import Result, document, table, tried
-from bench.shapes import CANDIDATES, JUDGE, PAIRS, TINY, Workload
+from bench.shapes import CANDIDATES, JUDGE, PAIRS, PROMPT, RESPONSE, TINY, Workload
 from llama.files import replace_file
 
 SEED = 0
@@ -34,12 +34,11 @@ class Program:
     pairs: int
     pairs_at_once: Sequence[int]
     rounds: int
-    sgemm_size: int
 
 
-FULL = Program((JUDGE, CANDIDATES), (8, 16, 32, 64), PAIRS, (4, 8, 16), 3, 1024)
+FULL = Program((JUDGE, CANDIDATES), (8, 16, 32, 64), PAIRS, (4, 8, 16), 3)
 FEW = tuple(replace(workload, prompts=4) for workload in FULL.workloads)
-QUICK = Program(FEW, (2, 4), 16, (8, 16), 1, 64)
+QUICK = Program(FEW, (2, 4), 16, (8, 16), 1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    rate, results = sgemm_rate(program.sgemm_size), []
+    rate, results = sgemm_rate(), []
     for result in races(program):
         results.append(result)
         print(f"{table([result], rate)}\n\n{tried([result])}\n", flush=True)
@@ -64,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         results,
         sgemm_rate=rate,
         command=shlex.join(["python", "-m", "bench", *arguments]),
-        model=f"{TINY.parameter_count / 1e6:.1f}M weights, width {TINY.dim}, "
+        model=f"{TINY.parameter_count / 1e6:.1f}M, width {TINY.dim}, "
         f"{TINY.n_layers} layers, {TINY.n_heads} heads, vocabulary {TINY.vocab_size}",
         rounds=program.rounds,
         rules=[str(module.__doc__).strip() for module in (sampling_race, dpo_race)],
@@ -85,10 +84,12 @@ def races(program: Program) -> Iterator[Result]:
         outcome = sampling_race.sampling_race(
             workload, program.prompts_at_once, program.rounds, SEED
         )
-        name = f"{workload.name}, {workload.prompts} prompts, {workload.n} samples each"
+        name = f"{workload.name}: {workload.prompts} prompts of {workload.shortest} to "
+        name += f"{workload.longest} tokens, {workload.n} samples each"
         yield Result(name, "tokens", "`transformers` generate", *outcome)
     outcome = dpo_race.dpo_race(program.pairs, program.pairs_at_once, program.rounds, SEED)
-    yield Result(f"DPO, steps of {dpo_race.BATCH} pairs", "pairs", "TRL's DPOTrainer", *outcome)
+    name = "DPO: prompts of {} to {} tokens, answers of {} to {}".format(*PROMPT, *RESPONSE)
+    yield Result(f"{name}, steps of {dpo_race.BATCH}", "pairs", "TRL's DPOTrainer", *outcome)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """DPO: our trainer against TRL's DPOTrainer, on the same weights, pairs, steps and optimizer.
 
-Timed are the training steps alone: both have the reference's log-probabilities by then. Dropout is
-off on both sides, and of TRL's defaults those that would only slow it here: bfloat16, activation
-checkpointing, logging and saving.
+Timed are the training steps alone: both have the reference's log-probabilities by then. Both
+compute in fp32 without dropout. Of what TRL does by default, activation checkpointing, logging and
+saving are off, for they would only slow it. Its batches are padded, its forward passes as large as
+suits it best, with accumulation up to the same step.
 """
 
 from __future__ import annotations

@@ -26,13 +26,13 @@ one process, on the same weights, rows and threads. Absolute numbers belong to t
 ratios are what counts.
 
 - Command: `{command}`
-- Machine: {machine}, {threads} threads
+- Machine: {machine}; threads: {threads}
 - Versions: Python {python}, {versions}
 - Date: {day}
-- fp32 matrix product (1024 × 1024): {gflops:.1f} GFLOP/s. The floor is the least arithmetic of the
-  workload at that rate, each prompt read once.
+- Floor: the least arithmetic of the workload, each prompt read once, at {gflops:.1f} GFLOP/s, which
+  an fp32 matrix product reached in the same run
 
-The model has the embedded world's shape ({model}) and random weights.
+The model has the embedded world's shape and random weights: {model}.
 
 {table}
 
@@ -64,11 +64,11 @@ class Result:
         return (
             f"{self.name} against {self.opponent}",
             f"{count} {self.unit}",
-            f"{ours.rate:,.0f}",
-            f"{theirs.rate:,.0f}",
+            number(ours.rate),
+            number(theirs.rate),
             self.race.setting,
             f"**{self.race.ratio:.2f} ×**",
-            f"{floor:,.0f}",
+            number(floor),
             f"{ours.rate / floor:.0%}",
         )
 
@@ -79,11 +79,16 @@ def table(results: Sequence[Result], sgemm_rate: float) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def number(rate: float) -> str:
+    """`12,345` or `12.3`."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+
+
 def tried(results: Sequence[Result]) -> str:
     """Markdown, a line a race: what each of the opponent's settings reached."""
     return "\n".join(
         f"- {result.name}: "
-        + ", ".join(f"{setting} {run.rate:,.0f}" for setting, run in result.race.tried.items())
+        + ", ".join(f"{setting} {number(run.rate)}" for setting, run in result.race.tried.items())
         for result in results
     )
 

@@ -1,9 +1,10 @@
 """Sampling: our engine against `transformers`' generate, on the same weights and prompts.
 
-Both draw at the same temperature and top-p. Ours goes first, and its samples end where their EOS
-was drawn; theirs is told these lengths, sample by sample, so that both make the same tokens in
-number, and neither knows a length before it is reached. Theirs gets the prompts sorted by length,
-as ours sorts them, `n` samples a prompt, padding on the left; a batch ends with its longest sample.
+Both draw at the same temperature and top-p. Random weights would end a text anywhere or never, so
+ours get an EOS that grows likelier towards a place, and a sample ends where its EOS was drawn.
+Theirs is told these lengths, sample by sample, for its stopping criterion: so both make the same
+number of tokens. Theirs gets the prompts sorted by length, as ours sorts them itself, all samples
+of a prompt in one call, padding on the left; a batch goes on until its longest sample ends.
 """
 
 # B samples beside each other, T tokens

@@ -47,7 +47,7 @@ def test_the_table_is_a_table() -> None:
     lines = table([Result("rows", "tokens", "theirs", outcome, 600)], 1000.0).splitlines()
     assert {line.count("|") for line in lines} == {len(HEADER) + 1}
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    expected = ["rows against theirs", "60 tokens", "30", "15", "b", "**2.00 ×**", "100", "30%"]
+    expected = ["rows against theirs", "60 tokens", "30.0", "15.0", "b", "**2.00 ×**", "100", "30%"]
     assert cells == expected
 
 
