@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-PACKAGES = ["llama", "sampling", "judge", "dpo", "loop", "seed", "controls"]
+PACKAGES = ["llama", "sampling", "judge", "dpo", "loop", "seed", "controls", "bench"]
 
 setup(
     name="self-rewarding",

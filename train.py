@@ -8,14 +8,15 @@ torchrun --nproc-per-node 8 train.py --preset paper --model DIR --seed-data DIR
 """
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from judge import answer_pairs, judge_responses, judgement_pairs, load_rubric
+from judge import answer_pairs, judge_responses, load_rubric, make_eft, ranked_items
 from loop.command import run_command
 from loop.evaluate import Evaluation
-from loop.models import Models
-from loop.rows import Rows, as_items
+from loop.models import Example, Models
+from loop.rows import Row, Rows, as_items
 from loop.run import Run
 from loop.settings import Settings
 from sampling.respond import respond
@@ -34,16 +35,11 @@ class SelfRewarding:
 
     def train(self) -> None:
         """M1 → M2 → … → MN, each measured on both axes."""
-        self.learn_seed()
-        for t in range(1, self.settings.iterations + 1):
-            self.evaluate(t)
-            if t < self.settings.iterations:
-                self.improve(t)
-
-    def learn_seed(self) -> None:
-        """M1: SFT of M0 on IFT (instruction → answer) and EFT (answer → judgement)."""
-        examples = self.ift() + self.eft()
-        self.models.sft(self.name(1), self.given.model, examples, self.settings.sft)
+        self.models.sft(self.name(1), self.given.model, self.seed_examples(), self.settings.sft)
+        self.evaluate(1)
+        for t in range(1, self.settings.iterations):
+            self.improve(t)
+            self.evaluate(t + 1)
 
     def improve(self, t: int) -> None:
         """M_t+1: M_t trained on what it wrote, answered and judged itself."""
@@ -51,15 +47,14 @@ class SelfRewarding:
         responses = self.answer(t, prompts)
         judgements = self.judge(t, prompts, responses)
         pairs = self.pair(t, prompts, responses, judgements)
-        self.models.dpo(self.name(t + 1), self.model(t), pairs, self.eft(), self.settings.dpo)
+        replay = self.seed_examples() + self.practise(t)
+        self.models.dpo(self.name(t + 1), self.model(t), pairs, replay, self.settings.dpo)
 
     def write_prompts(self, t: int) -> Rows:
         """New prompts, after the manner of the seed's; written by M0 unless the settings say so."""
-        how = self.settings.prompts
-        writer = {"base": self.given.model, "current": self.model(t)}.get(
-            how.writer, Path(how.writer)
-        )
-        complete, ift = self.models.complete(writer), self.given.seed.ift
+        how, ift = self.settings.prompts, self.given.seed.ift
+        writers = {"base": self.given.model, "current": self.model(t)}
+        complete = self.models.complete(writers.get(how.writer, Path(how.writer)))
         sieve = partial(Sieve, forbidden=self.given.kept_out, **how.filters)
         return self.run.rows(
             f"{self.name(t)}/prompts.jsonl",
@@ -80,54 +75,52 @@ class SelfRewarding:
 
     def judge(self, t: int, prompts: Rows, responses: Rows) -> Rows:
         """K judgements of each candidate, by the model that wrote it."""
-        complete, how = self.models.complete(self.model(t)), self.settings.judging
         return self.run.rows_in_units(
             f"{self.name(t)}/judgements.jsonl",
             as_items(prompts, responses),
-            lambda part: judge_responses(
-                complete, self.rubric, part, k=how.k, seed=self.seed(t), **how.decoding
-            ),
+            lambda part: self.ask_judge(t, part, self.settings.judging.k),
             f"{self.name(t)}: judging itself",
             unit=self.settings.machine.unit,
         )
 
     def pair(self, t: int, prompts: Rows, responses: Rows, judgements: Rows) -> Rows:
-        """Best against worst; and, where asked for, the judge's majority against its deviations."""
-
-        def make() -> tuple[Rows, dict[str, int]]:
-            pairs, counts = answer_pairs(prompts, responses, judgements)
-            if self.settings.pairs.judgements:
-                items = as_items(prompts, responses)
-                more, more_counts = judgement_pairs(items, judgements, self.rubric.render)
-                pairs, counts = (
-                    pairs + more,
-                    counts | {f"judge_{k}": n for k, n in more_counts.items()},
-                )
-            return pairs, counts
-
+        """The best answer of each prompt against the worst."""
         return self.run.rows(
-            f"{self.name(t)}/pairs.jsonl", make, f"{self.name(t)}: preference pairs"
+            f"{self.name(t)}/pairs.jsonl",
+            lambda: answer_pairs(prompts, responses, judgements),
+            f"{self.name(t)}: preference pairs",
         )
 
+    def practise(self, t: int) -> list[Example]:
+        """M_t judges what people ranked; where its scores say the same, it learns from itself."""
+        sets, k = self.given.seed.eft_ranked, self.settings.judging.practice
+
+        def make() -> tuple[Rows, dict[str, int]]:
+            return make_eft(sets, self.ask_judge(t, ranked_items(sets), k), seed=self.seed(t))
+
+        path, title = f"{self.name(t)}/practice.jsonl", f"{self.name(t)}: practising to judge"
+        return self.judged(self.run.rows(path, make, title)) if sets and k else []
+
     def evaluate(self, t: int) -> None:
-        """Both axes. Here alone the truth, where there is one, is looked at; nothing learns from
-        it.
-        """
+        """Both axes. Only here the truth, where there is one, is seen; nothing learns from it."""
         before = self.name(t - 1) if t > 1 else None
         complete = self.models.complete(self.model(t))
         self.evaluation.measure(self.name(t), before, complete, self.given.truth)
 
-    def ift(self) -> list[tuple[str, str]]:
-        """The seed answers as examples."""
-        return [(row["prompt"], row["response"]) for row in self.given.seed.ift]
+    def seed_examples(self) -> list[Example]:
+        """IFT (instruction → answer) and EFT (the judge's prompt → judgement)."""
+        ift = [(row["prompt"], row["response"]) for row in self.given.seed.ift]
+        return ift + self.judged(self.given.seed.eft)
 
-    def eft(self) -> list[tuple[str, str]]:
-        """The seed judgements as examples: the judge's prompt, and what it should reply."""
+    def judged(self, rows: Rows) -> list[Example]:
+        """Rows with a judgement: the judge's prompt, and what it should reply."""
         render = self.rubric.render
-        return [
-            (render(row["prompt"], row["response"]), row["judgement"])
-            for row in self.given.seed.eft
-        ]
+        return [(render(row["prompt"], row["response"]), row["judgement"]) for row in rows]
+
+    def ask_judge(self, t: int, items: Sequence[Row], k: int) -> Rows:
+        """k judgements by M_t of each item."""
+        complete, how = self.models.complete(self.model(t)), self.settings.judging.decoding
+        return judge_responses(complete, self.rubric, items, k=k, seed=self.seed(t), **how)
 
     def name(self, t: int) -> str:
         """M_t's directory in the run; what it makes to teach M_t+1 lies there too."""

@@ -9,6 +9,7 @@ one step replaced; all start from the same M1.
 | positive only | SFT on the answers that were given a full 5 | preferences matter |
 | more SFT | SFT on the seeds, for as long as the loop's iteration took | time alone |
 | replay only | SFT on the seed judgements, as many steps as DPO took | rehearsal alone |
+| practice only | SFT on all that DPO has beside the pairs, as many steps | practice alone |
 """
 
 from collections import Counter
@@ -17,10 +18,11 @@ from dataclasses import replace
 from random import Random
 
 from judge import mean_score
+from loop.models import Example
 from loop.rows import Row, Rows
 from train import SelfRewarding
 
-STAGES = ("prompts.jsonl", "responses.jsonl", "judgements.jsonl", "pairs.jsonl")
+STAGES = ("prompts.jsonl", "responses.jsonl", "judgements.jsonl", "pairs.jsonl", "practice.jsonl")
 
 
 class Arm(SelfRewarding):
@@ -101,7 +103,7 @@ class MoreSft(Arm):
         step = self.run.seconds("M1") / self.run.counts("M1")["steps"]
         steps = max(1, round(iteration_seconds(self, t) / step))
         how = replace(self.settings.sft, epochs=1e6, max_steps=steps)
-        self.models.sft(self.name(t + 1), self.model(t), self.ift() + self.eft(), how)
+        self.models.sft(self.name(t + 1), self.model(t), self.seed_examples(), how)
 
 
 class ReplayOnly(Arm):
@@ -110,17 +112,30 @@ class ReplayOnly(Arm):
     def improve(self, t: int) -> None:
         steps = self.run.counts(f"loop/M{t + 1}")["steps"]
         how = replace(self.settings.dpo, epochs=1e6, max_steps=int(steps))
-        self.models.sft(self.name(t + 1), self.model(t), self.eft(), how)
+        self.models.sft(self.name(t + 1), self.model(t), self.examples(t), how)
+
+    def examples(self, t: int) -> list[Example]:
+        return self.judged(self.given.seed.eft)
 
 
-ARMS: tuple[type[Arm], ...] = (Arm, RandomPairs, OraclePairs, PositiveOnly, MoreSft, ReplayOnly)
+class PracticeOnly(ReplayOnly):
+    label = "practice only"
+
+    def examples(self, t: int) -> list[Example]:
+        return self.seed_examples() + self.practise(t)
+
+
+ARMS: tuple[type[Arm], ...] = (
+    *(Arm, RandomPairs, OraclePairs, PositiveOnly, MoreSft, ReplayOnly, PracticeOnly),
+)
 
 
 def iteration_seconds(arm: Arm, t: int) -> float:
     """How long the loop took from M_t to M_t+1, evaluation apart."""
     start = "M1" if t == 1 else f"loop/M{t}"
-    made = sum(arm.run.seconds(f"{start}/{stage}") for stage in STAGES)
-    return made + arm.run.seconds(f"loop/M{t + 1}")
+    made = [name for name in arm.run.stages(start) if name in STAGES]
+    made_seconds = sum(arm.run.seconds(f"{start}/{name}") for name in made)
+    return made_seconds + arm.run.seconds(f"loop/M{t + 1}")
 
 
 def _pairs(

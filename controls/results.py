@@ -5,6 +5,7 @@ evaluation are the same for all seeds and arms.)
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import sqrt
 from statistics import fmean, stdev
 
@@ -26,32 +27,52 @@ HEAD = """# Results
 
 What `make controls` wrote: the loop and its controls on the embedded world, {seeds} seeds, the same
 M1 for all arms of a seed. A seed decides the order of the training data and all sampling; M0 and
-the seed data are the same. Values are means over the seeds with Student's 95 % interval; the last
-column lists the difference from M1 to the last model, seed by seed. What each arm is stands in
-`controls/arms.py`.
+the seed data are the same. Values are means over the seeds with Student's 95 % interval;
+differences are taken within a seed. What each arm is stands in `controls/arms.py`.
 """
 
 
 def render_results(runs: Sequence[dict[str, list[Row]]]) -> str:
-    """The file's text; `runs`: per seed, the evaluations (M1 … MN) of each arm."""
+    """The file's text; `runs`: per seed, the evaluations (M1 … MN) of each arm, the loop first."""
+    arms = list(runs[0])
+    last = len(runs[0][arms[0]])
+    names = [f"M{t}" for t in range(1, last + 1)]
+    steps = [f"{a} → {b}" for a, b in [*pairwise(names), (names[0], names[-1])]]
+    head = [
+        "arm",
+        *names,
+        *dict.fromkeys(steps),
+        "each seed",
+        f"the {arms[0]}'s M{last} is ahead by",
+    ]
     parts = [HEAD.format(seeds=len(runs))]
     for axis, key, title in AXES:
-        models = len(next(iter(runs[0].values())))
-        names = [f"M{t}" for t in range(1, models + 1)]
-        rows = [
-            f"## {title}\n",
-            f"| arm | {' | '.join(names)} | M1 → M{models} | each seed |",
-            "|---|" + "---|" * (models + 2),
-        ]
-        for arm in runs[0]:
-            values = [[model[axis][key] for model in run[arm]] for run in runs]
-            gains = [seed[-1] - seed[0] for seed in values]
-            cells = [interval([seed[t] for seed in values]) for t in range(models)]
-            each = ", ".join(f"{gain:+.3f}" for gain in gains)
-            gain = interval(gains, "+.3f")
-            rows.append(f"| {arm} | {' | '.join(cells)} | {gain} | {each} |")
-        parts.append("\n".join(rows) + "\n")
+        values = {arm: [[model[axis][key] for model in run[arm]] for run in runs] for arm in arms}
+        lines = [f"## {title}\n", _line(head), "|---" * len(head) + "|"]
+        lines += [_line([arm, *_cells(values[arm], values[arms[0]])]) for arm in arms]
+        parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _cells(arm: Sequence[Sequence[float]], loop: Sequence[Sequence[float]]) -> list[str]:
+    """An arm's row of a table, from the values of M1 … MN, seed by seed, and the loop's."""
+    models = [interval(values) for values in zip(*arm)]
+    gains = [[b - a for a, b in pairwise(seed)] for seed in arm]
+    whole = [seed[-1] - seed[0] for seed in arm]
+    steps = [interval(gain, "+.3f") for gain in zip(*gains)] if len(models) > 2 else []
+    ahead = [ours[-1] - theirs[-1] for ours, theirs in zip(loop, arm)]
+    each = ", ".join(f"{gain:+.3f}" for gain in whole)
+    return [
+        *models,
+        *steps,
+        interval(whole, "+.3f"),
+        each,
+        "" if arm is loop else interval(ahead, "+.3f"),
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def interval(values: Sequence[float], form: str = ".3f") -> str:

@@ -16,7 +16,7 @@ from dpo import Pair, Row, TrainSettings, forget, train_dpo, train_sft
 from llama import Llama, Tokenizer, encode_example, load_sharded, save
 from llama.parallel import Group, start
 from seed.read import read_ift
-from seed.rows import Kind, read_rows, refuse
+from seed.rows import STRING, read_rows, refuse
 
 # The paper's settings, where they are not TrainSettings' own
 SFT_RATES = {"learning_rate": 5.5e-6, "min_learning_rate": 1.1e-6}
@@ -75,10 +75,9 @@ def read_pairs(path: Path, model: Llama, tokenizer: Tokenizer) -> list[Pair]:
 
     Raises ValueError with file and line, also where chosen and rejected are the same.
     """
-    text = Kind("a string", _is_string)
     names = ("id", "prompt", "chosen", "rejected")
     pairs = []
-    rows = read_rows(path, dict.fromkeys(names, text), {"system": text})
+    rows = read_rows(path, dict.fromkeys(names, STRING), {"system": STRING})
     for line, row in enumerate(rows, start=1):
         both = [
             _encoded(path, line, model, tokenizer, row, name) for name in ("chosen", "rejected")
@@ -98,11 +97,6 @@ def _encoded(
         complaint = f"prompt and {answer} are {len(ids)} tokens, the model reads at most {longest}"
         refuse(path, line, complaint, "shorten or remove the row")
     return Row(ids, is_response)
-
-
-def _is_string(value: Any) -> bool:
-    """Half a surrogate pair is a string to Python, but no text."""
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 _HELP = {

@@ -5,7 +5,7 @@ from judge.canaries import canary_items, canary_scores
 from judge.compare import compare_responses, parse_choice
 from judge.complete import Complete, Completion
 from judge.eft import agreeing, make_eft, rebalance
-from judge.pairs import answer_pairs, judgement_pairs
+from judge.pairs import answer_pairs
 from judge.ranked import ranked_items, ranked_sets
 from judge.rubric import Rubric, load_rubric
 from judge.score import judge_responses, mean_score, parse_score
@@ -20,7 +20,6 @@ __all__ = [
     "canary_scores",
     "compare_responses",
     "judge_responses",
-    "judgement_pairs",
     "load_rubric",
     "make_eft",
     "mean_score",

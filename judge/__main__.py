@@ -7,7 +7,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from llama import Tokenizer, encode_prompt, load
 from llama.parallel import start
 from loop.files import jsonl_bytes, write
 from sampling.complete import Completer
-from seed.rows import Kind, read_rows, refuse
+from seed.rows import STRING, read_rows, refuse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     try:
         rubric = load_rubric(given.rubric)
-        text = Kind("a string", _is_text)
-        items = read_rows(given.source, {"id": text, "prompt": text, "response": text})
+        items = read_rows(given.source, {"id": STRING, "prompt": STRING, "response": STRING})
         group = start()
         dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
         model, tokenizer = load(given.model, dtype, group.device)
@@ -97,11 +95,6 @@ def told(judgements: Sequence[Row]) -> str:
         f"{len(judgements)} judgements: {scored} with a score, {len(silent) - cut} without one, "
         f"{cut} cut off by --max-new-tokens"
     )
-
-
-def _is_text(value: Any) -> bool:
-    """Half a surrogate pair is a string to Python, but no tokenizer can read it."""
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 if __name__ == "__main__":

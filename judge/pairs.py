@@ -4,8 +4,7 @@ What is dropped is counted: unscored is not zero, cut off is not whole, equal is
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from statistics import mode
+from collections.abc import Iterable, Sequence
 
 from judge.complete import Row
 from judge.score import mean_score
@@ -15,7 +14,6 @@ _ANSWER_COUNTS = (
     *("prompts", "too_few", "equal_scores", "identical_texts", "pairs"),
     *("responses", "unfinished", "unscored", "usable"),
 )
-_JUDGEMENT_COUNTS = ("items", "too_few", "unanimous", "no_majority", "pairs")
 
 
 def answer_pairs(
@@ -49,42 +47,6 @@ def answer_pairs(
     return pairs, dict(counts) | {"prompts": len(prompts), "responses": len(responses)}
 
 
-def judgement_pairs(
-    items: Sequence[Row],
-    judgements: Sequence[Row],
-    render: Callable[[str, str], str],
-    *,
-    least: int = 3,
-) -> tuple[list[Row], Counts]:
-    """Pairs that teach the judge by its own majority, in the spirit of Meta-Rewarding.
-
-    Where an item `{id, prompt, response}` has at least `least` scored judgements, more than half of
-    them give one score and another deviates: chosen is the majority's first judgement, rejected the
-    deviating one farthest away (the smallest k first). Rows as in `answer_pairs`: the id is the
-    item's, `prompt` is the judge's prompt (`render`), the two scores are those the judgements gave
-    (so `rejected_score` may be the higher one), the two ids are the judgements'.
-
-    Counts: `items` = too_few + unanimous + no_majority + `pairs`.
-    """
-    judgements_of = _grouped(judgements, "response_id", items)
-    counts = Counter(dict.fromkeys(_JUDGEMENT_COUNTS, 0))
-    pairs = []
-    for item in items:
-        scored = [
-            (row["score"], row) for row in judgements_of[item["id"]] if row["score"] is not None
-        ]
-        outcome = _standing([score for score, _ in scored], least)
-        counts[outcome] += 1
-        if outcome == "pairs":
-            majority = mode(score for score, _ in scored)
-            # `next` and `max` take the first of equals, and that is the one with the smallest k.
-            chosen = next(entry for entry in scored if entry[0] == majority)
-            rejected = max(scored, key=lambda entry: abs(entry[0] - majority))
-            prompt = render(item["prompt"], item["response"])
-            pairs.append(_pair(item["id"], prompt, chosen, rejected))
-    return pairs, dict(counts) | {"items": len(items)}
-
-
 def _grouped(rows: Iterable[Row], field: str, owners: Iterable[Row]) -> dict[str, list[Row]]:
     """The rows of each owner in order of k; an owner without rows has none."""
     groups: dict[str, list[Row]] = {owner["id"]: [] for owner in owners}
@@ -110,16 +72,6 @@ def _best_and_worst(prompt: Row, scored: list[tuple[float, Row]]) -> tuple[str, 
     if best[1]["text"].strip() == worst[1]["text"].strip():
         return "identical_texts", []
     return "pairs", [_pair(prompt["id"], prompt["prompt"], best, worst)]
-
-
-def _standing(scores: list[float], least: int) -> str:
-    """What the judgements of one item are counted as; "pairs" if a majority stands against some."""
-    if len(scores) < least:
-        return "too_few"
-    votes = max(Counter(scores).values())
-    if votes == len(scores):
-        return "unanimous"
-    return "pairs" if 2 * votes > len(scores) else "no_majority"
 
 
 def _pair(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from judge.rubric import SCALES
 from llama.parallel import Group, PeerLost, start
 from loop.files import json_bytes, read_json
 from loop.models import Models
@@ -16,7 +17,7 @@ from loop.page import render_page
 from loop.report import build_report, render_text
 from loop.rows import Row
 from loop.run import Run
-from loop.settings import Settings
+from loop.settings import WRITERS, Settings
 from loop.stop import stoppable
 
 
@@ -58,7 +59,7 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
 
 def _run(open_start: Open[G], begin: Begin[G], settings: Settings, group: Group) -> None:
     given = open_start(settings.model, settings.seed_data)
-    inputs, may_change = given.inputs, ("iterations",)
+    inputs, may_change = {**given.inputs, **named_inputs(settings)}, ("iterations",)
     identity = settings.identity()
     with Run.open(settings.run, identity, group, inputs=inputs, may_change=may_change) as run:
         go_on = f"stopped; what is finished is kept. Go on with: {shlex.join(sys.argv)}"
@@ -66,6 +67,13 @@ def _run(open_start: Open[G], begin: Begin[G], settings: Settings, group: Group)
             begin(run, settings, given, Models(run, settings, group)).train()
         publish_report(run, settings.iterations)
         run.say(f"complete: everything lies in {run.root}, report.html to begin with")
+
+
+def named_inputs(settings: Settings) -> dict[str, Path]:
+    """What the settings name by its place: another prompt writer, a rubric of the user's."""
+    writer, rubric = settings.prompts.writer, settings.judging.rubric
+    named = {} if writer in WRITERS else {"writer": Path(writer)}
+    return named if rubric in SCALES else named | {"rubric": Path(rubric)}
 
 
 def publish_report(run: Run, iterations: int) -> Row:

@@ -80,7 +80,9 @@ def fingerprint(path: Path) -> str:
     if path.is_file():
         return str(files.digest(path)["sha256"])
     if not path.is_dir():
-        raise ValueError(f"{path}: no such file or directory; check --model and --seed-data")
+        raise ValueError(
+            f"{path}: no such file or directory; mend the flag or setting that names it"
+        )
     visible = [name for name in files.names_in(path) if not f"/{name}".count("/.")]
     return hashlib.sha256(files.json_bytes(files.digests(path, visible))).hexdigest()
 

@@ -13,6 +13,7 @@ from dpo.settings import TrainSettings
 DECODING = ("temperature", "top_p", "max_new_tokens")
 FILTERS = ("min_words", "max_words", "keywords", "similarity")
 WRITING = ("count", *DECODING, "n_seed", "n_made", "round_size", "max_rounds")
+WRITERS = ("base", "current")  # any other writer of prompts is a directory
 _PLACES = ("run", "model", "seed_data")  # where things lie, which does not make another run
 
 
@@ -77,12 +78,14 @@ class Judging:
 
     rubric: str = "additive"  # a name in judge/prompts, or a file
     k: int = 3  # judgements of a response, averaged
+    practice: int = 0  # judgements of each answer that people ranked; what agrees is learnt
     temperature: float = 0.7
     top_p: float = 0.9
     max_new_tokens: int = 512
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "k", "max_new_tokens")
+        _at_least(self, 0, "practice")
         _decodes(self)
 
     @property
@@ -95,9 +98,6 @@ class Judging:
 class Pairs:
     """Step 4: what becomes a preference."""
 
-    judgements: bool = (
-        False  # also pairs of judgements, majority against deviating: trains the judge
-    )
     minimum: int = 1  # fewer pairs than this end the run with the reason, instead of a DPO on noise
 
     def __post_init__(self) -> None:

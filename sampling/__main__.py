@@ -21,7 +21,7 @@ from loop.files import jsonl_bytes, write
 from sampling.batch import Decoding, Sample
 from sampling.engine import Request, generate
 from sampling.talk import Talk
-from seed.rows import Kind, Row, read_rows, refuse
+from seed.rows import STRING, Kind, Row, read_rows, refuse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,8 +83,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def read(path: Path, raw: bool) -> list[Row]:
     """Rows `{id, prompt}` or, raw, `{id, token_ids}`. Raises ValueError naming file and line."""
-    text, ids = Kind("a string", _is_text), Kind("a list of one or more token ids", _are_ids)
-    return read_rows(path, {"id": text} | ({"token_ids": ids} if raw else {"prompt": text}))
+    ids = Kind("a list of one or more token ids", _are_ids)
+    return read_rows(path, {"id": STRING} | ({"token_ids": ids} if raw else {"prompt": STRING}))
 
 
 def requests_of(
@@ -165,11 +165,6 @@ def chat(talk: Talk) -> None:
             print("\n(stopped; Ctrl-D leaves)")
         except ValueError as error:
             print(f"({error})")
-
-
-def _is_text(value: Any) -> bool:
-    """Half a surrogate pair is a string to Python, but no tokenizer can read it."""
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _are_ids(value: Any) -> bool:

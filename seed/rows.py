@@ -19,6 +19,15 @@ class Kind:
     fits: Callable[[Any], bool]
 
 
+def is_string(value: Any) -> bool:
+    """Half a surrogate pair is a string to Python, but no file or tokenizer can take it."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+STRING = Kind("a string", is_string)
+TEXT = Kind("a string that is not blank", lambda value: is_string(value) and bool(value.strip()))
+
+
 def read_rows(
     path: Path, fields: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None
 ) -> list[Row]:

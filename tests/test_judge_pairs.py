@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from judge import answer_pairs, judgement_pairs, mean_score
+from judge import answer_pairs, mean_score
 from judge.pairs import Counts
 
 PROMPTS = [{"id": "p", "prompt": "Sing."}]
@@ -137,51 +137,3 @@ def test_random_rows_against_brute_force() -> None:
             == 1
             == sum(counts[name] for name in ("too_few", "equal_scores", "identical_texts", "pairs"))
         )
-
-
-ITEMS = [{"id": "p.0", "prompt": "Sing.", "response": "la"}]
-
-
-def majority(*scores: float | None) -> tuple[list[dict], Counts]:
-    return judgement_pairs(ITEMS, judged(list(scores)), lambda p, r: f"Judge {p} {r}")
-
-
-def test_majority_against_the_farthest() -> None:
-    pairs, counts = majority(3, 4, None, 3, 1, 3)
-    assert pairs == [
-        {
-            "id": "p.0",
-            "prompt": "Judge Sing. la",
-            "chosen": "critique 0. Score: 3",
-            "rejected": "critique 4. Score: 1",
-            "chosen_score": 3,
-            "rejected_score": 1,
-            "chosen_id": "p.0.0",
-            "rejected_id": "p.0.4",
-        }
-    ]
-    assert nonzero(counts) == {"items": 1, "pairs": 1}
-
-
-def test_majority_may_be_the_lower_score() -> None:
-    pairs, _ = majority(5, 2, 2)
-    assert (pairs[0]["chosen_score"], pairs[0]["rejected_score"]) == (2, 5)
-
-
-def test_equally_far_judgements_go_to_the_smallest_k() -> None:
-    assert majority(3, 4, 3, 2, 3)[0][0]["rejected_id"] == "p.0.1"
-
-
-@pytest.mark.parametrize(
-    ("scores", "reason"),
-    [
-        ((3, 3, 4, 4), "no_majority"),  # a half is no majority
-        ((1, 2, 3), "no_majority"),
-        ((3, 3, 3), "unanimous"),
-        ((3, 4, None), "too_few"),
-        ((), "too_few"),
-    ],
-)
-def test_no_majority_no_pair(scores: tuple, reason: str) -> None:
-    pairs, counts = majority(*scores)
-    assert (pairs, nonzero(counts)) == ([], {"items": 1, reason: 1})

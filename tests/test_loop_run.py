@@ -78,7 +78,7 @@ def test_an_input_is_what_it_holds_not_where_it_lies(tmp_path, alone):
     (there / "sub" / "model").write_bytes(b"2")
     with pytest.raises(ValueError, match=r'contents of model: "\w{12}" → "\w{12}"'):
         small_loop(tmp_path / "run", alone, inputs={"model": there})
-    with pytest.raises(ValueError, match="nowhere: no such file or directory; check --model"):
+    with pytest.raises(ValueError, match="nowhere: no such file or directory; mend the flag"):
         small_loop(tmp_path / "run", alone, inputs={"model": tmp_path / "nowhere"})
 
 

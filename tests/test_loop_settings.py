@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dpo.settings import TrainSettings
+from loop.command import named_inputs
 from loop.options import PRESETS, build, parse_arguments, preset_path, read_toml
-from loop.settings import DECODING, FILTERS, WRITING, Settings
+from loop.settings import DECODING, FILTERS, WRITING, Judging, Prompts, Settings
 from sampling.respond import respond
 from sampling.self_instruct import write_prompts
 from sampling.sieve import Sieve
@@ -69,7 +70,7 @@ def test_every_top_level_flag_is_the_setting_of_its_name():
         ("prompts.keywords=['a', 'b']", ("a", "b")),
         ("prompts.writer=current", "current"),
         ('prompts.writer="current"', "current"),
-        ("pairs.judgements=true", True),
+        ("dpo.recompute=true", True),
         ("dpo.beta=1", 1.0),
     ],
 )
@@ -99,7 +100,7 @@ def test_a_value_of_the_wrong_type_is_told(tmp_path):
         ('[dpo]\nbeta = "much"', "dpo.beta: expected float, found 'much'"),
         ("[dpo]\nmax_steps = 1.5", "dpo.max_steps: expected int, found 1.5"),
         ("[prompts]\nkeywords = [1]", "prompts.keywords: expected a list of str, found [1]"),
-        ("[pairs]\njudgements = 1", "pairs.judgements: expected bool, found 1"),
+        ("[dpo]\nrecompute = 1", "dpo.recompute: expected bool, found 1"),
         ("dpo = 3", "dpo: expected a table [dpo], found 3"),
         ("model = 3", "model: expected str, found 3"),
     ]:
@@ -205,3 +206,10 @@ def test_training_settings_are_dpos_own():
     hints = {field.name for field in fields(TrainSettings)}
     assert {"beta", "learning_rate", "nll_weight"} <= hints
     assert type(Settings().dpo) is type(Settings().sft) is TrainSettings
+
+
+def test_what_a_setting_names_by_its_place_is_an_input_of_the_run():
+    assert named_inputs(Settings()) == {}
+    assert named_inputs(Settings(prompts=Prompts(writer="current"))) == {}
+    named = Settings(prompts=Prompts(writer="chat"), judging=Judging(rubric="mine.txt"))
+    assert named_inputs(named) == {"writer": Path("chat"), "rubric": Path("mine.txt")}

@@ -16,8 +16,14 @@ RANKED = {
     "responses": [{"text": "a", "rank": 0}, {"text": "", "rank": 1}],
 }
 HELD_OUT = {"id": "h1", "prompt": "s"}
-READERS = {"ift": (read_ift, IFT), "eft": (read_eft, EFT), "ranked": (read_ranked, RANKED),
-           "held_out": (read_held_out, HELD_OUT)}  # fmt: skip
+EFT_RANKED = RANKED | {"id": "l1", "prompt": "t"}
+READERS = {
+    "ift": (read_ift, IFT),
+    "eft": (read_eft, EFT),
+    "ranked": (read_ranked, RANKED),
+    "held_out": (read_held_out, HELD_OUT),
+    "eft_ranked": (read_ranked, EFT_RANKED),
+}
 
 
 @pytest.fixture
@@ -130,10 +136,16 @@ def seed_directory(directory, **changed):
 def test_a_seed_directory_is_read(tmp_path):
     seed = read_seed(seed_directory(tmp_path))
     assert (seed.ift, seed.eft, seed.ranked, seed.held_out) == ([IFT], [EFT], [RANKED], [HELD_OUT])
+    assert seed.eft_ranked == [EFT_RANKED]
+
+
+def test_a_seed_directory_without_answers_to_practise_on_is_read(tmp_path):
+    (seed_directory(tmp_path) / "eft_ranked.jsonl").unlink()
+    assert read_seed(tmp_path).eft_ranked == []
 
 
 @pytest.mark.parametrize("measured", ["held_out", "ranked"])
-@pytest.mark.parametrize("learnt", ["ift", "eft"])
+@pytest.mark.parametrize("learnt", ["ift", "eft", "eft_ranked"])
 def test_what_is_measured_is_not_learnt_from(tmp_path, measured, learnt):
     seed_directory(tmp_path, **{measured: {"prompt": READERS[learnt][1]["prompt"]}})
     with pytest.raises(

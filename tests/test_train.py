@@ -7,8 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
+
+from judge import load_rubric
+from loop.settings import Judging, Settings
+from train import SelfRewarding
 
 ROOT = Path(__file__).parent.parent
 VARYING = ("manifest.json", "report.json", "report.html", "lock", ".lock")  # they hold seconds
@@ -96,6 +102,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path):
         (["--model", "tests"], ["config.json"]),
         (["--seed-data", "nowhere"], ["nowhere", "ift.jsonl"]),
         (["--iterations", "0"], ["iterations", "at least 1"]),
+        (["--set", "prompts.writer=nowhere"], ["nowhere", "no such file or directory"]),
+        (["--set", "judging.rubric=nowhere"], ["nowhere", "no such file or directory"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(flags, words, tmp_path):
@@ -163,3 +171,46 @@ def test_the_loop_looks_at_the_truth_in_its_evaluation_alone():
     peek = "def peek(self):\n        self.given.truth\n\n    def pair("
     cheating = source.replace("def pair(", peek)
     assert uses_of_truth(cheating) == {"evaluate", "peek"}
+
+
+class OneJudge:
+    """Judges "good" 5 and "bad" 1 in the first round for set a, the wrong way round for set b."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, prompts, ids, n, **how):
+        self.asked += ids
+        scores = {"a.0": (5, 1), "a.1": (1, 1), "b.0": (1, 2), "b.1": (5, 2)}
+        return [[Said(f"Score: {scores[key][k]}") for k in range(n)] for key in ids]
+
+
+class Said(NamedTuple):
+    text: str
+    finished: bool = True
+
+
+def practising(k, judge):
+    loop = object.__new__(SelfRewarding)
+    answers = [{"text": "good", "rank": 0}, {"text": "bad", "rank": 1}]
+    sets = [{"id": name, "prompt": f"prompt {name}", "responses": answers} for name in "ab"]
+    loop.run = SimpleNamespace(rows=lambda path, make, title: make()[0], root=Path("run"))
+    loop.given = SimpleNamespace(seed=SimpleNamespace(eft_ranked=sets))
+    loop.models = SimpleNamespace(complete=lambda path: judge)
+    loop.settings = Settings(judging=Judging(practice=k))
+    loop.rubric = load_rubric("additive_short")
+    return loop.practise(1)
+
+
+def test_practice_keeps_the_judgements_that_agree_with_people():
+    judge = OneJudge()
+    examples = practising(2, judge)
+    render = load_rubric("additive_short").render
+    kept = {render("prompt a", "good"): "Score: 5", render("prompt a", "bad"): "Score: 1"}
+    assert dict(examples) == kept and len(examples) == 2
+    assert judge.asked == ["a.0", "a.1", "b.0", "b.1"]
+
+
+def test_without_practice_nobody_is_asked():
+    judge = OneJudge()
+    assert practising(0, judge) == [] and judge.asked == []

@@ -161,7 +161,8 @@ def test_the_shipped_seed_data_are_what_the_code_makes(tmp_path):
 
 def test_seeds_and_measures_share_no_task():
     start = open_start(None, None)
-    learnt = {parse_task(row["prompt"]) for row in (*start.seed.ift, *start.seed.eft)}
+    seeds = (*start.seed.ift, *start.seed.eft, *start.seed.eft_ranked)
+    learnt = {parse_task(row["prompt"]) for row in seeds}
     held = [parse_task(row["prompt"]) for row in (*start.seed.held_out, *start.seed.ranked)]
     assert None not in learnt and None not in held
     assert {task.split for task in learnt} == {"train"}

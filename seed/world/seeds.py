@@ -3,7 +3,8 @@ judged.
 
 `ift` is the best of three people's answers, by somebody who can tell, as the best-ranked answers of
 Open Assistant are: good, not perfect. `eft` is what people wrote when they checked answers, kept
-where the order of an instruction's scores agrees with the ranking, as in the paper. Nothing here is
+where the order of an instruction's scores agrees with the ranking, as in the paper. `eft_ranked`
+are answers that people ranked without a word, for a model to practise judging on. Nothing here is
 used twice, and no task of `held_out` or `ranked` occurs in any document or seed.
 """
 
@@ -19,22 +20,23 @@ from .people import check_answer, write_answer
 from .tasks import Task, draw_task, word_task
 
 SEED = 1
-IFT, EFT_SETS, HELD_OUT, RANKED = 96, 14, 400, 300
+IFT, EFT_SETS, EFT_RANKED, HELD_OUT, RANKED = 96, 14, 100, 400, 300
 ANSWERS = 3  # to an instruction, of which ift keeps the best and a ranked set all
 
 Row = dict[str, Any]
 
 
 def write_seeds(directory: Path) -> None:
-    """Writes the four files, and dev_held_out and dev_ranked, on which settings are chosen."""
+    """Writes the five files, and dev_held_out and dev_ranked, on which settings are chosen."""
     taken = set[str]()
     files = {
         "ift": _ift(Random(f"{SEED} ift"), taken),
         "eft": _eft(Random(f"{SEED} eft"), taken),
         "held_out": _prompts("test", Random(f"{SEED} held_out"), taken),
-        "ranked": _ranked("test", Random(f"{SEED} ranked"), taken),
+        "ranked": _ranked(RANKED, "test", Random(f"{SEED} ranked"), taken),
         "dev_held_out": _prompts("dev", Random(f"{SEED} dev_held_out"), taken),
-        "dev_ranked": _ranked("dev", Random(f"{SEED} dev_ranked"), taken),
+        "dev_ranked": _ranked(RANKED, "dev", Random(f"{SEED} dev_ranked"), taken),
+        "eft_ranked": _ranked(EFT_RANKED, "train", Random(f"{SEED} eft_ranked"), taken),
     }
     directory.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
@@ -73,10 +75,10 @@ def _prompts(split: str, rng: Random, taken: set[str]) -> list[Row]:
     return [{"id": f"{split}-{i}", "prompt": word_task(task, rng)} for i, task in enumerate(tasks)]
 
 
-def _ranked(split: str, rng: Random, taken: set[str]) -> list[Row]:
+def _ranked(count: int, split: str, rng: Random, taken: set[str]) -> list[Row]:
     """Instructions with answers of different worth, the order of the answers at random."""
     rows = []
-    for i, task in enumerate(_tasks(RANKED, split, rng, taken)):
+    for i, task in enumerate(_tasks(count, split, rng, taken)):
         answers = _unequal_answers(task, rng)
         order = sorted(-score(task, text) for text in answers)
         responses = [{"text": text, "rank": order.index(-score(task, text))} for text in answers]
