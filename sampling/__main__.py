@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from llama import Llama, LlamaConfig, Tokenizer, encode_prompt, load
 from llama.parallel import Group, start
 from loop.files import jsonl_bytes, write
+from sampling.bar import progress_bar
 from sampling.batch import Decoding, Sample
 from sampling.engine import Request, generate
 from sampling.talk import Talk
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
         model, tokenizer = load(given.model, dtype, group.device)
         stop = frozenset({tokenizer.eos_id})
-        decoding = Decoding(given.temperature, given.top_p, given.max_new_tokens, stop)
+        decoding = Decoding(given.temperature, given.top_p, given.max_new_tokens, stop, given.logps)
         if rows is None:
             chat(Talk(model, tokenizer, decoding, given.seed, given.system))
         else:
@@ -71,11 +71,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--top-p", type=float, default=0.9, help="share of likelihood drawn from (%(default)s)")
     add("--max-new-tokens", type=int, default=512, help="longest sample (%(default)s)")
     add("--seed", type=int, default=0, help="of the randomness (%(default)s)")
+    add("--logps", action="store_true", help="also the tokens' log-probabilities")
     given = parser.parse_args(arguments)
     if (given.source is None) != (given.target is None):
         parser.error("--in and --out go together; without both it is a chat")
-    if given.source is None and (given.raw or given.n != 1):
-        parser.error("--raw and --n are for files; add --in and --out")
+    if given.source is None and (given.raw or given.logps or given.n != 1):
+        parser.error("--raw, --logps and --n are for files; add --in and --out")
     if given.source is not None and given.system is not None:
         parser.error("--system is for the chat; leave out --in and --out")
     return given
@@ -117,10 +118,8 @@ def sample(
     """The samples of all requests, on all ranks, each rank having made a part."""
     mine = group.slice(requests)
     total = sum(request.n for request in mine)
-    with tqdm(total=total, desc="sampling", disable=not group.is_main) as bar:
-        made = generate(
-            model, mine, decoding, seed=seed, progress=lambda ready: bar.update(ready - bar.n)
-        )
+    with progress_bar(total, "sampling", shown=group.is_main) as tell:
+        made = generate(model, mine, decoding, seed=seed, progress=tell)
     return group.gather_rows(made)
 
 
@@ -129,7 +128,7 @@ def sample_rows(
     samples: Sequence[Sequence[Sample]],
     decode: Callable[[list[int]], str],
 ) -> list[Row]:
-    """Rows `{id, prompt_id, k, text, token_ids, finished}`."""
+    """Rows `{id, prompt_id, k, text, token_ids, finished}`, and `logps` where samples have them."""
     return [
         {
             "id": f"{request.id}.{k}",
@@ -138,6 +137,7 @@ def sample_rows(
             "text": decode(made.token_ids),
             "token_ids": made.token_ids,
             "finished": made.finished,
+            **({} if made.logps is None else {"logps": made.logps}),
         }
         for request, its_samples in zip(requests, samples)
         for k, made in enumerate(its_samples)
@@ -150,14 +150,14 @@ def decode_answer(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 
 def chat(talk: Talk) -> None:
-    """Reads a line, prints the answer, until the input ends."""
+    """Reads a line, prints the answer as it is written, until the input ends."""
     while True:
         try:
             said = input("> ").strip()
             if not said:
                 continue
-            answer, finished = talk.answer(said)
-            print(answer if finished else f"{answer} …")
+            _, finished = talk.answer(said, lambda piece: print(piece, end="", flush=True))
+            print("" if finished else " …")
         except EOFError:
             print()
             return

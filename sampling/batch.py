@@ -36,10 +36,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Sample:
-    """New tokens, without the one that stopped them; `finished` says whether one did."""
+    """New tokens, without the one that stopped them; `finished` says whether one did.
+
+    logps: the model's own log-probability of each token (at temperature 1, all tokens allowed),
+    where `Decoding.logps` asks for them.
+    """
 
     token_ids: list[int]
     finished: bool
+    logps: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Decoding:
     top_p: float = 0.9
     max_new_tokens: int = 512
     stop_ids: frozenset[int] = frozenset()
+    logps: bool = False  # of the tokens drawn, too
 
 
 class Batch:
@@ -64,6 +70,7 @@ class Batch:
         self.stops_V[sorted(decoding.stop_ids)] = True
         self.stream_S = self.count_S = self.limit_S = self._integers(0)
         self.written_SN = self._integers(0, decoding.max_new_tokens)
+        self.logp_SN = self.written_SN.float()  # written to if the decoding asks for it
 
     def _integers(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
@@ -83,6 +90,8 @@ class Batch:
         self.count_S = torch.cat((self.count_S, torch.zeros_like(sample_S)))
         blank_SN = self._integers(len(owners), self.decoding.max_new_tokens)
         self.written_SN = torch.cat((self.written_SN, blank_SN))
+        if self.decoding.logps:
+            self.logp_SN = torch.cat((self.logp_SN, blank_SN.float()))
         cohort = self.cache.admit(prompt_A, n_A, int(limit_A.max()))
         logits_AV = self._prefill([ask.prompt for ask in asks], cohort)
         return self._write(logits_AV[ask_S], new)
@@ -116,6 +125,9 @@ class Batch:
         u_S = uniforms(self.stream_S[slots], count_S)
         token_S = choose(logits_SV, u_S, how.temperature, how.top_p)
         self.written_SN[slots].scatter_(1, count_S[:, None], token_S[:, None])
+        if how.logps:
+            logp_S1 = logits_SV.float().log_softmax(dim=-1).gather(1, token_S[:, None])
+            self.logp_SN[slots].scatter_(1, count_S[:, None], logp_S1)
         count_S += 1
         ended_S = torch.zeros(len(self.owners), dtype=torch.bool, device=self.device)
         ended_S[slots] = self.stops_V[token_S] | (count_S >= self.limit_S[slots])
@@ -123,15 +135,21 @@ class Batch:
 
     def _release(self, ended_S: Tensor) -> list[tuple[Owner, Sample]]:
         ended = [
-            (self.owners[slot], self._sample(slot)) for slot in ended_S.nonzero()[:, 0].tolist()
+            (self.owners[slot], self.sample(slot)) for slot in ended_S.nonzero()[:, 0].tolist()
         ]
         order_S = self.cache.release(~ended_S)
         self.owners = [self.owners[slot] for slot in order_S.tolist()]
         self.stream_S, self.count_S = self.stream_S[order_S], self.count_S[order_S]
         self.limit_S, self.written_SN = self.limit_S[order_S], self.written_SN[order_S]
+        if self.decoding.logps:
+            self.logp_SN = self.logp_SN[order_S]
         return ended
 
-    def _sample(self, slot: int) -> Sample:
-        ids = self.written_SN[slot, : int(self.count_S[slot])].tolist()
+    def sample(self, slot: int) -> Sample:
+        """What stands in a slot by now."""
+        count = int(self.count_S[slot])
+        ids = self.written_SN[slot, :count].tolist()
         finished = ids[-1] in self.decoding.stop_ids
-        return Sample(ids[:-1] if finished else ids, finished)
+        count -= finished
+        logps = self.logp_SN[slot, :count].tolist() if self.decoding.logps else None
+        return Sample(ids[:count], finished, logps)

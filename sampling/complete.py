@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from llama.chat import encode_prompt, encode_raw
 from llama.model import Llama
 from llama.parallel import Group
 from llama.tokenizer import Tokenizer
+from sampling.bar import progress_bar
 from sampling.batch import Decoding, Sample
 from sampling.engine import Request, generate
 
@@ -80,14 +79,9 @@ class Completer:
     ) -> list[list[Sample]]:
         mine = self.group.slice(requests) if self.group else requests
         total = sum(request.n for request in mine)
-        with tqdm(total=total, desc=description, disable=not self.progress) as bar:
+        with progress_bar(total, description, shown=self.progress) as tell:
             samples = generate(
-                self.model,
-                mine,
-                decoding,
-                seed=seed,
-                slots=self.slots,
-                progress=lambda ready: bar.update(ready - bar.n),
+                self.model, mine, decoding, seed=seed, slots=self.slots, progress=tell
             )
         return self.group.gather_rows(samples) if self.group else samples
 

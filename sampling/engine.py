@@ -36,6 +36,15 @@ class Request:
     n: int = 1
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far `generate` is."""
+
+    ready: int  # samples
+    running: int  # samples in progress
+    tokens: int  # written
+
+
 def generate(
     model: Llama,
     requests: Sequence[Request],
@@ -44,13 +53,13 @@ def generate(
     seed: int,
     slots: int = 256,
     kv_bytes: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> list[list[Sample]]:
     """n samples of every request, in the order of the requests.
 
     slots: samples worked on at once; kv_bytes: what the cache may take, None for no bound. Both
     change the speed only. Where memory runs out all the same, half the slots are tried.
-    progress: called now and then with the number of samples that are ready.
+    progress: called after every step.
     A sample ends unfinished after `max_new_tokens`, or where the context is full: a prompt that
     fills it by itself gets samples without a token.
     Raises ValueError for impossible settings, an empty prompt, an id outside the vocabulary, a
@@ -79,7 +88,7 @@ def _run(
     seed: int,
     slots: int,
     kv_bytes: int | None,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[Progress], None] | None,
 ) -> list[list[Sample]]:
     samples = [[Sample([], finished=False)] * request.n for request in requests]
     asks = [
@@ -95,16 +104,41 @@ def _run(
     if kv_bytes is not None:
         kv_tokens = kv_bytes // token_bytes(model.config, next(model.parameters()).dtype)
     batch = Batch(model, decoding, seed)
-    ready = 0
+    ready = tokens = 0
     while waiting or batch.owners:
         asked = _next(waiting, batch, slots, kv_tokens)
         ended = batch.read(asked) if asked else batch.step()
         for (request, number), sample in ended:
             samples[request][number] = sample
         ready += len(ended)
-        if progress and ended:
-            progress(ready)
+        tokens += sum(len(ask.samples) for ask in asked) or len(batch.owners) + len(ended)
+        if progress:
+            progress(Progress(ready, len(batch.owners), tokens))
     return samples
+
+
+@torch.inference_mode()
+def stream(model: Llama, request: Request, decoding: Decoding, *, seed: int) -> Iterator[Sample]:
+    """One sample of a request as it grows, token by token; the last is what `generate` gives.
+
+    Raises ValueError as `generate` does.
+    """
+    _check([request], decoding, 1, model.config.vocab_size)
+    limit = _limit(request, decoding, model.config)
+    if limit <= 0:
+        yield Sample([], finished=False)
+        return
+    training = model.training
+    model.eval()
+    try:
+        batch = Batch(model, decoding, seed)
+        ended = batch.read([Ask(0, key(request.id), request.token_ids, range(1), limit)])
+        while not ended:
+            yield batch.sample(0)
+            ended = batch.step()
+        yield ended[0][1]
+    finally:
+        model.train(training)
 
 
 def _limit(request: Request, decoding: Decoding, config: LlamaConfig) -> int:

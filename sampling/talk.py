@@ -1,12 +1,14 @@
 """A dialog with a model: what is said goes in, the next answer comes out. Knows no terminal."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llama import Llama, Tokenizer, encode_dialog
 from sampling.batch import Decoding
-from sampling.engine import Request, generate
+from sampling.engine import Request, stream
 
 Message = dict[str, str]
+HALF = "\ufffd"  # what bytes that are no whole character are decoded to
 
 
 @dataclass
@@ -24,17 +26,25 @@ class Talk:
     said: list[Message] = field(default_factory=list)
     turn: int = 0
 
-    def answer(self, text: str) -> tuple[str, bool]:
+    def answer(
+        self, text: str, say: Callable[[str], object] = lambda piece: None
+    ) -> tuple[str, bool]:
         """The model's answer, and whether the model itself ended it. It remembers both turns.
 
+        say: called with each piece of the answer as soon as it is written.
         Where the context is full, the oldest turns are forgotten. Raises ValueError if there is no
         room for this turn alone.
         """
         self.turn += 1
         ids = self._fit([*self.said, {"role": "user", "content": text}])
         request = Request(f"turn {self.turn}", ids)
-        [[sample]] = generate(self.model, [request], self.decoding, seed=self.seed, slots=1)
-        answer = self.tokenizer.decode(sample.token_ids).strip()
+        answer = heard = ""
+        for sample in stream(self.model, request, self.decoding, seed=self.seed):
+            answer = self.tokenizer.decode(sample.token_ids).strip()
+            if not answer.endswith(HALF):  # the next token may complete the character
+                say(answer.removeprefix(heard))
+                heard = answer
+        say(answer.removeprefix(heard))
         self.said.append({"role": "user", "content": text})
         self.said.append({"role": "assistant", "content": answer})
         return answer, sample.finished

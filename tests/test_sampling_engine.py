@@ -11,7 +11,7 @@ from torch import Tensor
 from llama.cache import token_bytes
 from sampling import batch, engine
 from sampling.batch import Decoding, Sample
-from sampling.engine import Request, generate
+from sampling.engine import Progress, Request, generate, stream
 
 MODEL = tiny_model()
 STOPS = frozenset(range(0, GROUPED.vocab_size, 16))  # one token in sixteen ends a sample
@@ -170,7 +170,10 @@ def test_kv_bytes_bound_the_cache_and_change_nothing(monkeypatch: pytest.MonkeyP
     tight = 40 + 3 * 24 + 10
     assert written(requests, kv_bytes=tight * a_token, progress=seen.append) == among
     assert 0 < max(held) <= tight
-    assert seen == sorted(seen) and seen[-1] == 90
+    assert [at.ready for at in seen] == sorted(at.ready for at in seen)
+    tokens = sum(len(s.token_ids) + s.finished for several in among.values() for s in several)
+    assert seen[-1] == Progress(ready=90, running=0, tokens=tokens)
+    assert max(at.running for at in seen) > 1
     with pytest.raises(ValueError, match="kv_bytes has room for 50 tokens"):
         written(requests, kv_bytes=50 * a_token)
 
@@ -223,3 +226,38 @@ def test_nan_in_a_weight_raises_and_the_mode_is_restored() -> None:
 def test_settings_that_cannot_be(request_, decoding, slots, complaint) -> None:
     with pytest.raises(ValueError, match=complaint):
         generate(MODEL, [request_], decoding, seed=0, slots=slots)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_streamed_sample_grows_into_the_generated_one(temperature: float) -> None:
+    decoding = replace(DECODING, temperature=temperature)
+    for request in [*ragged(12), Request("full", [5] * GROUPED.max_seq_len)]:
+        [[whole]] = generate(MODEL, [request], decoding, seed=1)
+        grown = list(stream(MODEL, request, decoding, seed=1))
+        assert grown[-1] == whole
+        for n, sample in enumerate(grown[:-1], start=1):
+            assert sample == Sample(whole.token_ids[:n], finished=False)
+    with pytest.raises(ValueError, match="empty prompt"):
+        next(stream(MODEL, Request("none", []), DECODING, seed=0))
+
+
+def test_a_stream_that_is_left_gives_the_mode_back() -> None:
+    model = tiny_model().train()
+    growing = stream(model, ragged(1)[0], Decoding(0.8, 0.9, 24), seed=0)
+    next(growing)
+    assert not model.training
+    growing.close()
+    assert model.training
+
+
+def test_logps_are_those_of_a_forward_pass_over_the_whole_text() -> None:
+    requests = ragged(20, n=3)
+    plain, asked = written(requests), written(requests, replace(DECODING, logps=True), slots=7)
+    for request in requests:
+        for without, sample in zip(plain[request.id], asked[request.id]):
+            assert without == replace(sample, logps=None)
+            ids = request.token_ids + sample.token_ids
+            logp_TV = MODEL(torch.tensor([ids]))[0].log_softmax(dim=-1)
+            start = len(request.token_ids) - 1
+            theirs = [logp_TV[start + n, token].item() for n, token in enumerate(sample.token_ids)]
+            assert sample.logps == pytest.approx(theirs, abs=1e-5)

@@ -9,8 +9,8 @@ from tiny_llama import tiny_model, tiny_tokenizer
 import llama
 from llama import encode_dialog, encode_prompt
 from sampling.__main__ import chat, main
-from sampling.batch import Decoding
-from sampling.engine import Request, generate
+from sampling.batch import Decoding, Sample
+from sampling.engine import Request, generate, stream
 from sampling.talk import Talk
 
 DECODING = Decoding(0.7, 0.9, 12, frozenset({tiny_tokenizer().eos_id}))
@@ -113,9 +113,27 @@ def test_missing_files_are_one_line(
     assert "no-model" in capsys.readouterr().err
 
 
+def test_logps_stand_beside_the_tokens(checkpoint: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"id": "a", "prompt": "Is it raining?"}\n')
+    command = [checkpoint, "--in", str(source), "--out", str(target), *FLAGS]
+    assert main(command) == 0
+    [plain] = map(json.loads, target.read_text().splitlines())
+    assert main([*command, "--logps"]) == 0
+    [row] = map(json.loads, target.read_text().splitlines())
+    logps = row.pop("logps")
+    assert row == plain and len(logps) == len(row["token_ids"]) and max(logps) <= 0
+
+
 @pytest.mark.parametrize(
     "flags",
-    [["--in", "x"], ["--out", "x"], ["--raw"], ["--in", "x", "--out", "y", "--system", "s"]],
+    [
+        ["--in", "x"],
+        ["--out", "x"],
+        ["--raw"],
+        ["--logps"],
+        ["--in", "x", "--out", "y", "--system", "s"],
+    ],
 )
 def test_flags_that_do_not_go_together(flags: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as left:
@@ -140,6 +158,18 @@ def test_talk_remembers_what_was_said() -> None:
     ids, _ = encode_dialog(tiny_tokenizer(), messages)
     [[sample]] = generate(tiny_model(), [Request("turn 2", ids)], DECODING, seed=3)
     assert second == tiny_tokenizer().decode(sample.token_ids).strip()
+
+
+def test_talk_says_its_answer_piece_by_piece_and_no_half_characters(monkeypatch) -> None:
+    pieces: list[str] = []
+    answer, _ = talk().answer("Is it raining?", pieces.append)
+    assert "".join(pieces) == answer and sum(map(bool, pieces)) > 2
+    bytes_of = [3 + byte for byte in "é ö".encode()]  # the tokenizer's byte tokens
+    grown = [Sample(bytes_of[:n], finished=n == len(bytes_of)) for n in range(1, 6)]
+    monkeypatch.setattr("sampling.talk.stream", lambda *args, **how: iter(grown))
+    pieces.clear()
+    assert talk().answer("Say é ö.", pieces.append) == ("é ö", True)
+    assert pieces == ["é", "", " ö", ""]
 
 
 def test_talk_forgets_the_oldest_turns_when_the_context_is_full() -> None:
@@ -173,6 +203,7 @@ def test_chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     text, finished = other.answer("Is it raining?")
     printed = capsys.readouterr().out
     assert printed.startswith(text if finished else f"{text} …")
+    assert len(text) > 2
     assert "Ctrl-D leaves" in printed and "say less" in printed
     assert len(one.said) == 2
 
@@ -186,9 +217,9 @@ def test_ctrl_c_stops_the_answer_without_leaving(
     def interrupted(*args, **kwargs):
         if next(stops):
             raise KeyboardInterrupt
-        return generate(*args, **kwargs)
+        return stream(*args, **kwargs)
 
-    monkeypatch.setattr("sampling.talk.generate", interrupted)
+    monkeypatch.setattr("sampling.talk.stream", interrupted)
     one = talk()
     chat(one)
     assert [message["content"] for message in one.said[::2]] == ["two"]
