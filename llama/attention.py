@@ -8,6 +8,7 @@ cache has its own. Knows no weights and no text.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -39,6 +40,31 @@ class CausalRows:
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
         return _attention(q_BTHD, k_BTGD, v_BTGD, is_causal=True)
+
+
+class AfterPrefix:
+    """Every row one text after a prefix that all of them share, whose keys and values are there.
+
+    `prefix(layer)` gives keys and values [C, G, D] of its C tokens.
+    ```
+      prefix p q   row a b .      a sees pq a · b sees pq ab
+    ```
+    """
+
+    def __init__(
+        self, C: int, T: int, prefix: Callable[[int], tuple[Tensor, Tensor]], device: torch.device
+    ) -> None:
+        self.prefix = prefix
+        self.positions_BT = torch.arange(C, C + T, device=device)[None]
+        self.sees_TN = torch.ones(T, C + T, dtype=torch.bool, device=device).tril(C)
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        B = len(q_BTHD)
+        k_BNGD, v_BNGD = (
+            torch.cat((before_CGD.expand(B, -1, -1, -1), own_BTGD), dim=1)
+            for before_CGD, own_BTGD in zip(self.prefix(layer), (k_BTGD, v_BTGD))
+        )
+        return _attention(q_BTHD, k_BNGD, v_BNGD, sees_B1TT=self.sees_TN)
 
 
 class Documents:

@@ -2,8 +2,9 @@
 
 Prompts that are read together make a cohort with their samples, and its samples are all of one age:
 ```
-  prefix   a row a prompt    | <s> [INST] name three fruits [/INST] . |   one for all its samples
-  suffix   a slot a sample   | pear plum fig . . . . . |                  age: 3 tokens
+  shared   once              | <s> [INST] Review: kind, order. |    what all prompts begin with
+  prefix   a row a prompt    | Task: name three fruits [/INST] . |  one for all its samples
+  suffix   a slot a sample   | pear plum fig . . . . . |            age: 3 tokens
 ```
 So both arenas are read end to end, as memory likes it: rows are as long as the cohort's longest
 prompt, slots a few tokens longer than its age, and they grow with it. Decoding reads a prompt once
@@ -12,7 +13,8 @@ stand together. Knows no weights, no text and no sampling.
 """
 
 # R rows, S slots, W most samples of one prompt, T tokens of the longest prompt, N tokens a slot
-# B rows being read, H query heads, G key-value heads, M = H / G, D head width, Y layers
+# C tokens that all prompts begin with, B rows being read
+# H query heads, G key-value heads, M = H / G, D head width, Y layers
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama.attention import CausalRows
+from llama.attention import AfterPrefix, CausalRows
 from llama.config import LlamaConfig
 
 GROWTH = 16  # tokens by which slots grow at least: seldom copied, and little read in vain
@@ -35,19 +37,27 @@ class Cache:
     """The cohorts in progress, oldest first; their slots are numbered through in that order."""
 
     def __init__(self, config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> None:
-        self.config, self.dtype, self.device = config, dtype, device
+        self.config = config
+        self.like = torch.empty(0, dtype=dtype, device=device)
         self.cohorts: list[Cohort] = []
+        self.shared = Shared(config, 0, self.like)
 
     @property
     def tokens_held(self) -> int:
         """Tokens that memory is, or will be, taken for."""
-        return sum(cohort.tokens_held for cohort in self.cohorts)
+        return self.shared.size + sum(cohort.tokens_held for cohort in self.cohorts)
+
+    def share(self, C: int) -> Shared:
+        """What reads the C tokens that all prompts begin with, as one row, before any prompt.
+
+        The prompts that are admitted afterwards are what follows those tokens.
+        """
+        self.shared = Shared(self.config, C, self.like)
+        return self.shared
 
     def admit(self, prompt_R: Tensor, samples_R: Tensor, new: int) -> Cohort:
         """A cohort for prompts of these lengths, each with some samples of at most `new` tokens."""
-        kv_heads = (self.config.n_layers, self.config.n_kv_heads, self.config.head_dim)
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        self.cohorts.append(Cohort(prompt_R, samples_R, new, kv_heads, like))
+        self.cohorts.append(Cohort(prompt_R, samples_R, new, self.shared))
         return self.cohorts[-1]
 
     def decode(self) -> Decode:
@@ -69,26 +79,39 @@ class Cache:
         return torch.cat(orders)
 
 
+class Shared:
+    """The keys and values of what all prompts begin with; reads it, as an `Attend`."""
+
+    def __init__(self, config: LlamaConfig, C: int, like: Tensor) -> None:
+        self.size, self.like = C, like
+        shape = (config.n_layers, C, config.n_kv_heads, config.head_dim)
+        self.k_YCGD, self.v_YCGD = like.new_empty(shape), like.new_empty(shape)
+        self.within = CausalRows(C, like.device)
+        self.positions_BT = self.within.positions_BT
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        self.k_YCGD[layer], self.v_YCGD[layer] = k_BTGD[0], v_BTGD[0]
+        return self.within(layer, q_BTHD, k_BTGD, v_BTGD)
+
+    def of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values CGD of a layer."""
+        return self.k_YCGD[layer], self.v_YCGD[layer]
+
+
 class Cohort:
     """Prompts that were read together, and their samples."""
 
-    def __init__(
-        self,
-        prompt_R: Tensor,
-        samples_R: Tensor,
-        new: int,
-        kv_heads: tuple[int, int, int],
-        like: Tensor,
-    ) -> None:
+    def __init__(self, prompt_R: Tensor, samples_R: Tensor, new: int, shared: Shared) -> None:
         R, T, S = len(prompt_R), int(prompt_R.max()), int(samples_R.sum())
-        Y, G, D = kv_heads
+        Y, _, G, D = shared.k_YCGD.shape
+        self.shared, like = shared, shared.like
         # prompts' keys stand transposed, as their product with the queries reads them
         self.prefix_k_YRGDT = like.new_empty(Y, R, G, D, T)
         self.prefix_v_YRGTD = like.new_empty(Y, R, G, T, D)
         self.suffix_k_YSGND = like.new_empty(Y, S, G, 0, D)
         self.suffix_v_YSGND = like.new_empty(Y, S, G, 0, D)
         self.age, self.new = 0, new
-        self.shared = int(samples_R.max())
+        self.seats = int(samples_R.max())
         self.prompt_R = prompt_R
         self.row_S = torch.arange(R, device=like.device).repeat_interleave(samples_R)
         first_R = samples_R.cumsum(0) - samples_R
@@ -146,7 +169,7 @@ class Cohort:
 
         An empty seat repeats slot 0; nobody asks for what comes of it.
         """
-        R, S, W, G = len(self.prompt_R), self.slots, self.shared, self.prefix_k_YRGDT.shape[2]
+        R, S, W, G = len(self.prompt_R), self.slots, self.seats, self.prefix_k_YRGDT.shape[2]
         T = self.prefix_v_YRGTD.shape[3]
         self.prompt_S = self.prompt_R[self.row_S]
         padding_R1T = torch.arange(T, device=self.row_S.device) >= self.prompt_R[:, None, None]
@@ -163,9 +186,9 @@ class Cohort:
         """Attention SHD of each slot's newest token to its prompt and to what it wrote.
 
         ```
-          row 0 prompt  a b c     slot 0 (row 0) wrote  p q      its scores  a b c | p q
-          row 1 prompt  d e .     slot 1 (row 1) wrote  r s                  d e . | r s
-                                  slot 2 (row 0) wrote  t u                  a b c | t u
+          shared        x y       slot 0 (row 0) wrote  p q      its scores  x y | a b c | p q
+          row 0 prompt  a b c     slot 1 (row 1) wrote  r s                  x y | d e . | r s
+          row 1 prompt  d e .     slot 2 (row 0) wrote  t u                  x y | a b c | t u
         ```
         """
         (S, H, D), G, R, age = q_SHD.shape, k_SGD.shape[1], len(self.prompt_R), self.age
@@ -176,17 +199,22 @@ class Cohort:
         own_k, own_v = own_k_SGND.flatten(0, 1), own_v_SGND.flatten(0, 1)
         prompt_k = self.prefix_k_YRGDT[layer, :R].flatten(0, 1)
         prompt_v = self.prefix_v_YRGTD[layer, :R].flatten(0, 1)
+        shared_k_CGD, shared_v_CGD = self.shared.of(layer)
 
-        T = prompt_v.shape[1]
+        C, T = self.shared.size, prompt_v.shape[1]
         q = q_SHD.reshape(SG, M, D) * D**-0.5
         of_prompt = self._seat(q).view(RG, -1, D) @ prompt_k
         of_prompt.view(R, -1, T).add_(self.unseen_R1T)
         of_own = q @ own_k.mT
         of_own[..., age:] = -torch.inf
-        scores = torch.cat((self._leave(of_prompt).view(SG, M, T), of_own), dim=-1)
-        weights = scores.softmax(dim=-1)
-        out = weights[..., T:] @ own_v
-        out += self._leave(self._seat(weights[..., :T]).view(RG, -1, T) @ prompt_v).view(SG, M, D)
+        of_shared = _by_slot(_by_head(q.view(S, G, M, D)) @ shared_k_CGD.permute(1, 2, 0), S)
+        scores = (of_shared.reshape(SG, M, C), self._leave(of_prompt).view(SG, M, T), of_own)
+        weights = torch.cat(scores, dim=-1).softmax(dim=-1)
+        of_shared, of_prompt, of_own = weights.split((C, T, own_k.shape[1]), dim=-1)
+        out: Tensor = of_own @ own_v
+        out += self._leave(self._seat(of_prompt).view(RG, -1, T) @ prompt_v).view(SG, M, D)
+        seen = _by_head(of_shared.reshape(S, G, M, C)) @ shared_v_CGD.transpose(0, 1)
+        out += _by_slot(seen, S).reshape(SG, M, D)
         return out.view(S, H, D)
 
     def _seat(self, x: Tensor) -> Tensor:
@@ -196,6 +224,17 @@ class Cohort:
     def _leave(self, x: Tensor) -> Tensor:
         """(row, head, seat) … → (slot, head) …"""
         return x.view(len(self.taker_of_RGW), -1).index_select(0, self.seat_of_SG)
+
+
+def _by_head(x_SGM: Tensor) -> Tensor:
+    """(slot, head, query) … → (head, slot and query) …: each head's queries come together."""
+    return x_SGM.transpose(0, 1).flatten(1, 2)
+
+
+def _by_slot(x_GN: Tensor, slots: int) -> Tensor:
+    """(head, slot and query) … → (slot, head, query) …"""
+    x_GSM: Tensor = x_GN.unflatten(1, (slots, -1))
+    return x_GSM.transpose(0, 1)
 
 
 def _close(kept_N: Tensor) -> Tensor:
@@ -217,8 +256,10 @@ class Prefill:
 
     def __init__(self, cohort: Cohort, rows: slice) -> None:
         self.cohort, self.rows = cohort, rows
-        T = cohort.prefix_v_YRGTD.shape[3]
-        self.within = CausalRows(T, cohort.row_S.device)
+        T, shared, device = cohort.prefix_v_YRGTD.shape[3], cohort.shared, cohort.row_S.device
+        self.within = (
+            AfterPrefix(shared.size, T, shared.of, device) if shared.size else CausalRows(T, device)
+        )
         self.positions_BT = self.within.positions_BT
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
@@ -233,7 +274,7 @@ class Decode:
     def __init__(self, cohorts: list[Cohort]) -> None:
         self.cohorts = cohorts
         self.sizes = [cohort.slots for cohort in cohorts]
-        places = [cohort.prompt_S + (cohort.age - 1) for cohort in cohorts]
+        places = [cohort.shared.size + cohort.prompt_S + (cohort.age - 1) for cohort in cohorts]
         self.positions_BT = torch.cat(places)[:, None]
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:

@@ -72,6 +72,11 @@ class Batch:
         self.written_SN = self._integers(0, decoding.max_new_tokens)
         self.logp_SN = self.written_SN.float()  # written to if the decoding asks for it
 
+    def share(self, prefix: list[int]) -> None:
+        """Reads what all prompts begin with. The asks that follow hold what comes after it."""
+        tokens_1T = torch.tensor([prefix], device=self.device)
+        self.model(tokens_1T, self.cache.share(len(prefix)), head=lambda hidden, project: None)
+
     def _integers(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
 

@@ -24,6 +24,7 @@ from llama.model import Llama
 from sampling.batch import Ask, Batch, Decoding, Sample
 from sampling.sample import key
 
+LEAST_SHARED = 16  # tokens that all prompts begin with; fewer are not worth the trouble
 REFILL_SHARE = 1 / 4  # of the slots must be free before prompts are read: one by one is slow
 
 
@@ -98,12 +99,15 @@ def _run(
     ]
     if not asks:
         return samples
+    batch = Batch(model, decoding, seed)
+    if shared := _common([ask.prompt for ask in asks]):
+        batch.share(asks[0].prompt[:shared])
+        asks = [replace(ask, prompt=ask.prompt[shared:]) for ask in asks]
     # the longest prompts first: those beside each other are then of about one length
     waiting = deque(sorted(_split(asks, slots), key=lambda ask: -len(ask.prompt)))
     kv_tokens = math.inf
     if kv_bytes is not None:
         kv_tokens = kv_bytes // token_bytes(model.config, next(model.parameters()).dtype)
-    batch = Batch(model, decoding, seed)
     ready = tokens = 0
     while waiting or batch.owners:
         asked = _next(waiting, batch, slots, kv_tokens)
@@ -143,6 +147,15 @@ def stream(model: Llama, request: Request, decoding: Decoding, *, seed: int) -> 
 
 def _limit(request: Request, decoding: Decoding, config: LlamaConfig) -> int:
     return min(decoding.max_new_tokens, config.max_seq_len - len(request.token_ids))
+
+
+def _common(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with that are worth reading once for all: 0 if few."""
+    first, last = min(prompts), max(prompts)  # the two that differ soonest
+    most = min(map(len, prompts)) - 1  # each keeps a token of its own, which predicts the next
+    common = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), most)
+    common = min(common, most)
+    return common if common >= LEAST_SHARED and first != last else 0
 
 
 def _split(asks: Sequence[Ask], slots: int) -> Iterator[Ask]:

@@ -1,5 +1,6 @@
 """The cache gives what no cache would, at every position, while samples come and go."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -22,10 +23,14 @@ def tensor(numbers: list[int]) -> Tensor:
 class Walk:
     """Writes random tokens through a cache, and keeps every slot's whole text beside it."""
 
-    def __init__(self, model: Llama, seed: int = 0) -> None:
+    def __init__(self, model: Llama, seed: int = 0, shared: Sequence[int] = ()) -> None:
         self.model, self.random = model, torch.Generator().manual_seed(seed)
         self.cache = Cache(model.config, torch.float32, torch.device("cpu"))
         self.texts: list[list[int]] = []
+        self.shared = list(shared)
+        if shared:
+            [logits_TV] = model(tensor(self.shared)[None], self.cache.share(len(shared)))
+            self.compare(logits_TV, self.shared)
 
     def admit(self, prompts: list[list[int]], samples: list[int]) -> None:
         lengths = tensor([len(prompt) for prompt in prompts])
@@ -35,9 +40,9 @@ class Walk:
         for rows in (slice(0, 2), slice(2, len(prompts))):
             logits_BTV = self.model(tokens_BT[rows], cohort.prefill(rows))
             for prompt, logits_TV in zip(prompts[rows], logits_BTV):
-                self.compare(logits_TV[: len(prompt)], prompt)
+                self.compare(logits_TV[: len(prompt)], self.shared + prompt)
         for prompt, n in zip(prompts, samples):
-            self.texts += [list(prompt) for _ in range(n)]
+            self.texts += [self.shared + prompt for _ in range(n)]
 
     def step(self) -> None:
         new = torch.randint(GROUPED.vocab_size, (len(self.texts),), generator=self.random)
@@ -55,10 +60,11 @@ class Walk:
         assert (logits_TV - uncached_TV).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("shared", [[], [7], range(30)], ids=len)
 @pytest.mark.parametrize("config", SHAPES)
 @torch.inference_mode()
-def test_cached_equals_uncached_at_every_position(config) -> None:
-    walk = Walk(tiny_model(config))
+def test_cached_equals_uncached_at_every_position(config, shared) -> None:
+    walk = Walk(tiny_model(config), shared=shared)
     for step in range(GROWTH + 4):
         if step in (0, 3, 9):
             walk.admit(PROMPTS, SAMPLES)
@@ -67,7 +73,7 @@ def test_cached_equals_uncached_at_every_position(config) -> None:
             walk.release(0.95)
     assert len(walk.cache.cohorts) > 1
     walk.release(0)
-    assert walk.cache.cohorts == [] and walk.cache.tokens_held == 0
+    assert walk.cache.cohorts == [] and walk.cache.tokens_held == len(shared)
 
 
 @torch.inference_mode()
@@ -78,6 +84,22 @@ def test_the_walk_notices_a_cache_that_is_off_by_one(monkeypatch: pytest.MonkeyP
     walk.step()
     for cohort in walk.cache.cohorts:
         cohort.age += 1
+    with pytest.raises(AssertionError):
+        walk.step()
+
+
+@pytest.mark.parametrize("damage", ["a token", "its place"])
+@torch.inference_mode()
+def test_the_walk_notices_what_is_wrong_with_the_shared_tokens(damage: str) -> None:
+    """Negative control: the last shared token forgotten, or the prompts' places counted from 0."""
+    walk = Walk(tiny_model(), shared=[3, 1, 4, 1, 5])
+    walk.admit(PROMPTS, SAMPLES)
+    if damage == "a token":
+        walk.cache.shared.v_YCGD[:, -1] = 0
+    else:
+        walk.cache.shared.size -= 1
+        walk.cache.shared.k_YCGD = walk.cache.shared.k_YCGD[:, :-1]
+        walk.cache.shared.v_YCGD = walk.cache.shared.v_YCGD[:, :-1]
     with pytest.raises(AssertionError):
         walk.step()
 
@@ -100,7 +122,7 @@ def test_memory_that_holds_nothing_yet_may_hold_anything(monkeypatch: pytest.Mon
     """What the allocator hands out is NaN, and so is all that was released."""
     empty = Tensor.new_empty
     monkeypatch.setattr(Tensor, "new_empty", lambda *args: empty(*args).fill_(torch.nan))
-    walk = Walk(tiny_model())
+    walk = Walk(tiny_model(), shared=[3, 1, 4])
     walk.admit(PROMPTS, SAMPLES)
     for _ in range(5):
         walk.step()
