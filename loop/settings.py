@@ -126,7 +126,7 @@ class Evaluation:
 class Machine:
     """What the machine bears; it changes the time that a run takes, not what comes out."""
 
-    slots: int = 256  # samples decoded side by side
+    slots: int = 512  # samples decoded side by side
     unit: int = 512  # items of a stage that are kept at a time: an interruption costs at most these
     timeout_s: float = 1800.0  # how long a rank waits for the others before it gives up
 

@@ -35,7 +35,7 @@ class Completer:
         tokenizer: Tokenizer,
         *,
         group: Group | None = None,
-        slots: int = 256,
+        slots: int = 512,
         progress: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.group, self.slots = model, tokenizer, group, slots

@@ -25,6 +25,7 @@ from sampling.batch import Ask, Batch, Decoding, Sample
 from sampling.sample import key
 
 LEAST_SHARED = 16  # tokens that all prompts begin with; fewer are not worth the trouble
+FREE_SHARE = 0.8  # of a GPU's free memory is the cache's; the rest is for one step's activations
 REFILL_SHARE = 1 / 4  # of the slots must be free before prompts are read: one by one is slow
 
 
@@ -52,14 +53,15 @@ def generate(
     decoding: Decoding,
     *,
     seed: int,
-    slots: int = 256,
+    slots: int = 512,
     kv_bytes: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[list[Sample]]:
     """n samples of every request, in the order of the requests.
 
-    slots: samples worked on at once; kv_bytes: what the cache may take, None for no bound. Both
-    change the speed only. Where memory runs out all the same, half the slots are tried.
+    slots: samples worked on at once; kv_bytes: what the cache may take, by default most of what a
+    GPU has free, without bound on a CPU. Both change the speed only. Where memory runs out all
+    the same, half the slots are tried.
     progress: called after every step.
     A sample ends unfinished after `max_new_tokens`, or where the context is full: a prompt that
     fills it by itself gets samples without a token.
@@ -105,9 +107,9 @@ def _run(
         asks = [replace(ask, prompt=ask.prompt[shared:]) for ask in asks]
     # the longest prompts first: those beside each other are then of about one length
     waiting = deque(sorted(_split(asks, slots), key=lambda ask: -len(ask.prompt)))
-    kv_tokens = math.inf
-    if kv_bytes is not None:
-        kv_tokens = kv_bytes // token_bytes(model.config, next(model.parameters()).dtype)
+    weight = next(model.parameters())
+    room = _free_bytes(weight.device) if kv_bytes is None else kv_bytes
+    kv_tokens = room / token_bytes(model.config, weight.dtype)
     ready = tokens = 0
     while waiting or batch.owners:
         asked = _next(waiting, batch, slots, kv_tokens)
@@ -145,6 +147,18 @@ def stream(model: Llama, request: Request, decoding: Decoding, *, seed: int) -> 
         model.train(training)
 
 
+def _free_bytes(device: torch.device) -> float:
+    """What the cache may take of a GPU: most of what is free there, or free again in torch's hands.
+
+    Ordinary memory has no such bound: it would be shared with who knows whom.
+    """
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(FREE_SHARE * (free + unused))
+
+
 def _limit(request: Request, decoding: Decoding, config: LlamaConfig) -> int:
     return min(decoding.max_new_tokens, config.max_seq_len - len(request.token_ids))
 
@@ -179,7 +193,7 @@ def _next(waiting: deque[Ask], batch: Batch, slots: int, kv_tokens: float) -> li
         asked.append(waiting.popleft())
     if not asked and not batch.owners:
         raise ValueError(
-            f"kv_bytes has room for {kv_tokens} tokens, but a prompt of {longest} with "
+            f"kv_bytes has room for {kv_tokens:.0f} tokens, but a prompt of {longest} with "
             f"{samples} samples of {new} needs more: allow more, or fewer slots"
         )
     return asked

@@ -299,3 +299,18 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(monkeypatc
 def test_what_is_shared(prompts: list[list[int]], common: int, monkeypatch) -> None:
     monkeypatch.setattr(engine, "LEAST_SHARED", 2)
     assert engine._common(prompts) == common
+
+
+def test_the_cache_may_take_most_of_what_a_gpu_has_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 200)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    assert engine._free_bytes(torch.device("cuda")) == 640  # 0.8 of 700 + 100
+    assert engine._free_bytes(torch.device("cpu")) == float("inf")
+    requests, a_token = ragged(30, n=3), token_bytes(MODEL.config, torch.float32)
+    among = written(requests)
+    monkeypatch.setattr(engine, "_free_bytes", lambda device: 50 * a_token)
+    with pytest.raises(ValueError, match="kv_bytes has room for 50 tokens"):
+        written(requests)
+    monkeypatch.setattr(engine, "_free_bytes", lambda device: 130 * a_token)
+    assert written(requests) == among
