@@ -5,6 +5,7 @@ one step replaced; all start from the same M1.
 |---|---|---|
 | loop | nothing | |
 | random pairs | two answers at random instead of best against worst | judging matters |
+| random choices | that, and practised judgements kept whatever people think | agreeing matters |
 | oracle pairs | the truth scores the answers | how far any judge could lead |
 | positive only | SFT on the answers that were given a full 5 | preferences matter |
 | more SFT | SFT on the seeds, for as long as the loop's iteration took | time alone |
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from judge import mean_score
+from judge import mean_score, ranked_items
 from loop.models import Example
 from loop.rows import Row, Rows
 from train import SelfRewarding
@@ -54,6 +55,21 @@ class RandomPairs(Arm):
             lambda: _pairs(prompts, responses, draw),
             f"{self.label} of M{t}",
         )
+
+
+class RandomChoices(RandomPairs):
+    label = "random choices"
+
+    def practise(self, t: int) -> list[Example]:
+        """A judgement of every ranked answer, whatever order they give."""
+        items = ranked_items(self.given.seed.eft_ranked)
+
+        def make() -> Rows:
+            judged = zip(items, self.ask_judge(t, items, 1))
+            scored = ((item, row["text"]) for item, row in judged if row["score"] is not None)
+            return [item | {"judgement": text} for item, text in scored]
+
+        return self.judged(self.run.rows(self.own(t, "practice"), make, f"{self.label} of M{t}"))
 
 
 class OraclePairs(RandomPairs):
@@ -126,7 +142,8 @@ class PracticeOnly(ReplayOnly):
 
 
 ARMS: tuple[type[Arm], ...] = (
-    *(Arm, RandomPairs, OraclePairs, PositiveOnly, MoreSft, ReplayOnly, PracticeOnly),
+    *(Arm, RandomPairs, RandomChoices, OraclePairs),
+    *(PositiveOnly, MoreSft, ReplayOnly, PracticeOnly),
 )
 
 

@@ -4,7 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from controls.arms import ARMS, Arm, MoreSft, OraclePairs, PracticeOnly, RandomPairs, ReplayOnly
+from controls.arms import (
+    ARMS,
+    Arm,
+    MoreSft,
+    OraclePairs,
+    PracticeOnly,
+    RandomChoices,
+    RandomPairs,
+    ReplayOnly,
+)
 from controls.results import T_975, interval, render_results
 from dpo import TrainSettings
 
@@ -24,7 +33,8 @@ class FakeRun:
         self.made, self._seconds = {}, seconds or {}
 
     def rows(self, path, make, description):
-        rows, self.made[path] = make()
+        made = make()
+        rows, self.made[path] = made if isinstance(made, tuple) else (made, {})
         return rows
 
     def stages(self, directory):
@@ -75,6 +85,20 @@ def test_random_pairs_ask_no_judge_and_have_no_favourites():
     assert 8 <= better <= 32  # of 40; outside with probability below 1e-4
     assert pairs == arm_of(RandomPairs).pair(1, PROMPTS, RESPONSES, [])
     assert pairs != arm_of(RandomPairs, seed=1).pair(1, PROMPTS, RESPONSES, [])
+
+
+def test_random_choices_keep_what_contradicts_people_too():
+    arm = arm_of(RandomChoices)
+    answers = [{"text": "good", "rank": 0}, {"text": "bad", "rank": 1}, {"text": "odd", "rank": 2}]
+    arm.given.seed.eft_ranked = [{"id": "a", "prompt": "p", "responses": answers}]
+
+    def ask(t, items, k):
+        assert k == 1
+        return [{"text": f"Score: {n}", "score": n} for n in (1.0, 5.0, None)]
+
+    arm.ask_judge = ask
+    assert arm.practise(1) == [("judge p: good", "Score: 1.0"), ("judge p: bad", "Score: 5.0")]
+    assert "random-choices/practice-of-M1.jsonl" in arm.run.made
 
 
 def test_oracle_pairs_take_the_truth():
