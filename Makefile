@@ -24,7 +24,7 @@ lint: .venv/installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Our speed beside other tools', into BENCHMARKS.md: minutes, on a machine that does nothing else.
+# Our speed beside other tools', into BENCHMARKS.md: a quarter of an hour on a machine to itself.
 bench: .venv/installed-tests
 	$(BIN)/python -m bench
 

@@ -32,6 +32,10 @@ class SelfRewarding:
         self.run, self.settings, self.given, self.models = run, settings, given, models
         self.rubric = load_rubric(settings.judging.rubric)
         self.evaluation = Evaluation(run, settings, given.seed, self.rubric)
+        if settings.judging.practice and not given.seed.eft_ranked:
+            raise ValueError(
+                "no eft_ranked.jsonl in the seed data: add it, or set judging.practice=0"
+            )
 
     def train(self) -> None:
         """M1 → M2 → … → MN, each measured on both axes."""
@@ -99,7 +103,7 @@ class SelfRewarding:
             return make_eft(sets, self.ask_judge(t, ranked_items(sets), k), seed=self.seed(t))
 
         path, title = f"{self.name(t)}/practice.jsonl", f"{self.name(t)}: practising to judge"
-        return self.judged(self.run.rows(path, make, title)) if sets and k else []
+        return self.judged(self.run.rows(path, make, title)) if k else []
 
     def evaluate(self, t: int) -> None:
         """Both axes. Only here the truth, where there is one, is seen; nothing learns from it."""

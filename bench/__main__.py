@@ -1,7 +1,7 @@
 """`python -m bench`: races our sampling and DPO against other tools', and writes BENCHMARKS.md.
 
-Takes minutes and wants the machine to itself. `--quick` runs it in miniature, to see that it works:
-its numbers mean nothing, and it writes a file only where `--out` says so.
+Takes a quarter of an hour and wants the machine to itself. `--quick` runs it in miniature, to see
+that it works: its numbers mean nothing, and it writes a file only where `--out` says so.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,19 @@ import torch
 from bench import dpo_race, sampling_race
 from bench.floor import sgemm_rate
 from bench.report import Result, document, table, tried
-from bench.shapes import CANDIDATES, JUDGE, PAIRS, PROMPT, RESPONSE, TINY, Workload
+from bench.shapes import (
+    CANDIDATES,
+    JUDGE,
+    LONG_CANDIDATES,
+    LONG_JUDGE,
+    MEDIUM,
+    PAIRS,
+    PROMPT,
+    RESPONSE,
+    TINY,
+    Workload,
+)
+from llama import LlamaConfig
 from llama.files import replace_file
 
 SEED = 0
@@ -29,16 +41,17 @@ SEED = 0
 class Program:
     """How much is raced."""
 
-    workloads: Sequence[Workload]
-    prompts_at_once: Sequence[int]  # the opponent's batch sizes
+    workloads: Mapping[Workload, Sequence[int]]  # and the opponent's batch sizes, in prompts
     pairs: int
     pairs_at_once: Sequence[int]
     rounds: int
 
 
-FULL = Program((JUDGE, CANDIDATES), (8, 16, 32, 64), PAIRS, (4, 8, 16), 3)
-FEW = tuple(replace(workload, prompts=4) for workload in FULL.workloads)
-QUICK = Program(FEW, (2, 4), 16, (8, 16), 1)
+MANY, SOME = (8, 16, 32, 64), (4, 8, 16)
+WORKLOADS = {JUDGE: MANY, CANDIDATES: MANY, LONG_JUDGE: SOME, LONG_CANDIDATES: SOME}
+FULL = Program(WORKLOADS, PAIRS, (4, 8, 16), 3)
+FEW = {replace(workload, prompts=4): (2, 4) for workload in (JUDGE, CANDIDATES)}
+QUICK = Program(FEW, 16, (8, 16), 1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,8 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         results,
         sgemm_rate=rate,
         command=shlex.join(["python", "-m", "bench", *arguments]),
-        model=f"{TINY.parameter_count / 1e6:.1f}M, width {TINY.dim}, "
-        f"{TINY.n_layers} layers, {TINY.n_heads} heads, vocabulary {TINY.vocab_size}",
+        models=[shape(TINY), shape(MEDIUM)],
         rounds=program.rounds,
         rules=[str(module.__doc__).strip() for module in (sampling_race, dpo_race)],
     )
@@ -80,16 +92,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def races(program: Program) -> Iterator[Result]:
     """Each race in turn."""
-    for workload in program.workloads:
-        outcome = sampling_race.sampling_race(
-            workload, program.prompts_at_once, program.rounds, SEED
-        )
+    for workload, batch_sizes in program.workloads.items():
         name = f"{workload.name}: {workload.prompts} prompts of {workload.shortest} to "
-        name += f"{workload.longest} tokens, {workload.n} samples each"
+        name += f"{workload.longest} tokens, {workload.template} of them alike, "
+        name += f"{workload.n} samples each"
+        outcome = sampling_race.sampling_race(workload, batch_sizes, program.rounds, SEED)
         yield Result(name, "tokens", "`transformers` generate", *outcome)
+        outcome = sampling_race.grouping_race(workload, program.rounds, SEED)
+        yield Result(name, "tokens", "grouping off", *outcome)
     outcome = dpo_race.dpo_race(program.pairs, program.pairs_at_once, program.rounds, SEED)
     name = "DPO: prompts of {} to {} tokens, answers of {} to {}".format(*PROMPT, *RESPONSE)
     yield Result(f"{name}, steps of {dpo_race.BATCH}", "pairs", "TRL's DPOTrainer", *outcome)
+
+
+def shape(config: LlamaConfig) -> str:
+    """A model in words."""
+    return (
+        f"{config.parameter_count / 1e6:.1f}M: width {config.dim}, {config.n_layers} layers, "
+        f"{config.n_heads} heads, vocabulary {config.vocab_size}"
+    )
 
 
 if __name__ == "__main__":

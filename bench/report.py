@@ -32,7 +32,8 @@ ratios are what counts.
 - Floor: the least arithmetic of the workload, each prompt read once, at {gflops:.1f} GFLOP/s, which
   an fp32 matrix product reached in the same run
 
-The model has the embedded world's shape and random weights: {model}.
+The models have random weights. The embedded world's shape, where no other is named: {models[0]};
+and a larger one, {models[1]}.
 
 {table}
 
@@ -98,7 +99,7 @@ def document(
     *,
     sgemm_rate: float,
     command: str,
-    model: str,
+    models: Sequence[str],
     rounds: int,
     rules: Sequence[str],
 ) -> str:
@@ -111,7 +112,7 @@ def document(
         versions=", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")),
         day=date.today().isoformat(),
         gflops=sgemm_rate / 1e9,
-        model=model,
+        models=models,
         table=table(results, sgemm_rate),
         rounds=rounds,
         tried=tried(results),

@@ -5,14 +5,18 @@ ours get an EOS that grows likelier towards a place, and a sample ends where its
 Theirs is told these lengths, sample by sample, for its stopping criterion: so both make the same
 number of tokens. Theirs gets the prompts sorted by length, as ours sorts them itself, all samples
 of a prompt in one call, padding on the left; a batch goes on until its longest sample ends.
+The rows "against grouping off" race our engine against itself, where each sample is a request of
+its own: then no sample shares a prompt, and no prompt what all begin with.
 """
 
 # B samples beside each other, T tokens
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,10 +25,10 @@ from torch import Tensor
 
 from bench import floor
 from bench.race import Race, Run, race
-from bench.shapes import TEMPERATURE, TINY, TOP_P, Ending, Workload, random_weights, requests
+from bench.shapes import TEMPERATURE, TOP_P, Ending, Workload, random_weights, requests
 from bench.twin import transformers_twin
 from llama import Llama
-from sampling import Request, Sample, generate
+from sampling import Request, Sample, engine, generate
 
 PAD = 0
 
@@ -33,18 +37,51 @@ def sampling_race(
     workload: Workload, batch_sizes: Sequence[int], rounds: int, seed: int
 ) -> tuple[Race, int]:
     """The race, and the workload's operations; batch_sizes: in prompts, for the opponent."""
-    model = random_weights(Ending(TINY, workload.end), seed)
+    model = random_weights(Ending(workload.config, workload.end), seed)
     asked = requests(workload, seed)
-    samples = generate(model, asked, workload.decoding(), seed=seed)
-    lengths = [[_drawn(sample) for sample in several] for several in samples]
+    lengths = _lengths(model, asked, workload, seed)
     ours = partial(run_ours, model, asked, workload, seed)
     twin, rows = transformers_twin(model), sorted(zip(asked, lengths), key=_prompt_length)
     theirs = {
         f"batches of {size} × {workload.n}": partial(run_theirs, twin, rows, size)
         for size in batch_sizes
     }
+    return race(ours, theirs, rounds), _operations(asked, lengths, workload)
+
+
+def grouping_race(workload: Workload, rounds: int, seed: int) -> tuple[Race, int]:
+    """Our engine against itself, where it shares neither what prompts begin with nor prompts."""
+    model = random_weights(Ending(workload.config, workload.end), seed)
+    asked = requests(workload, seed)
+    alone = [
+        replace(request, id=f"{request.id} {k}", n=1) for request in asked for k in range(request.n)
+    ]
+
+    def run_alone() -> Run:
+        least, engine.LEAST_SHARED = engine.LEAST_SHARED, sys.maxsize
+        try:
+            return run_ours(model, alone, workload, seed)
+        finally:
+            engine.LEAST_SHARED = least
+
+    ours = partial(run_ours, model, asked, workload, seed)
+    lengths = _lengths(model, asked, workload, seed)
+    outcome = race(ours, {"a request a sample": run_alone}, rounds)
+    return outcome, _operations(asked, lengths, workload)
+
+
+def _lengths(
+    model: Llama, asked: Sequence[Request], workload: Workload, seed: int
+) -> list[list[int]]:
+    samples = generate(model, asked, workload.decoding(), seed=seed)
+    return [[_drawn(sample) for sample in several] for several in samples]
+
+
+def _operations(
+    asked: Sequence[Request], lengths: Sequence[Sequence[int]], workload: Workload
+) -> int:
     prompts = [len(request.token_ids) for request in asked]
-    return race(ours, theirs, rounds), floor.sampling(TINY, zip(prompts, lengths))
+    return floor.sampling(workload.config, zip(prompts, lengths))
 
 
 def run_ours(model: Llama, asked: Sequence[Request], workload: Workload, seed: int) -> Run:

@@ -1,10 +1,11 @@
-"""What is raced: a model, prompts and pairs of the embedded world's sizes, of random numbers.
+"""What is raced: models, prompts and pairs, of random numbers.
 
 Knows no clock and no opponent.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +17,14 @@ from llama import PRESETS, Llama, LlamaConfig
 from sampling import Decoding, Request
 
 TINY = replace(PRESETS["tiny"], vocab_size=800)  # the embedded world's model: 0.9M weights
+MEDIUM = LlamaConfig(dim=768, n_layers=12, n_heads=12, n_kv_heads=12, ffn_dim=2048)  # 134M weights
 EOS = 2
 CONTROL_IDS = 3  # unknown, <s>, </s>
 TEMPERATURE, TOP_P = 0.7, 0.9
 
-# Logits of EOS by place: random weights alone would end a text at any place alike.
-EOS_AT_END, EOS_SLOPE = 4.3, 0.175
+# Logits of EOS by place: random weights alone would end a text at any place alike. At the end it is
+# as likely whatever the vocabulary's size, to whose logarithm the others' logits add up.
+EOS_AT_END, EOS_SLOPE = 4.3 - math.log(800), 0.175
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Workload:
     shortest: int
     longest: int
     end: int
+    config: LlamaConfig = TINY
 
     def decoding(self) -> Decoding:
         """The loop's, with room for the longest samples."""
@@ -46,6 +50,8 @@ class Workload:
 
 JUDGE = Workload("judge rows", prompts=400, n=3, template=20, shortest=45, longest=75, end=105)
 CANDIDATES = Workload("candidates", prompts=400, n=4, template=5, shortest=24, longest=32, end=44)
+LONG_JUDGE = Workload("134M judge rows", 16, 3, 160, 200, 320, 360, MEDIUM)
+LONG_CANDIDATES = Workload("134M candidates", 16, 4, 5, 60, 120, 160, MEDIUM)
 PROMPT, RESPONSE = (45, 75), (20, 60)  # tokens in a pair: as many as in a judge row, and ragged
 PAIRS = 320
 
@@ -61,7 +67,8 @@ class Ending(Llama):
         """As `Llama`'s; a single token a row is decoding."""
         logits_BTV = super().forward(tokens_BT, attend, head)
         if attend is not None and tokens_BT.shape[1] == 1:
-            logits_BTV[..., EOS] = EOS_AT_END + EOS_SLOPE * (attend.positions_BT - self.end)
+            at_end = EOS_AT_END + math.log(self.config.vocab_size)
+            logits_BTV[..., EOS] = at_end + EOS_SLOPE * (attend.positions_BT - self.end)
         return logits_BTV
 
 
@@ -74,9 +81,10 @@ def random_weights(model: Llama, seed: int) -> Llama:
 def requests(workload: Workload, seed: int) -> list[Request]:
     """The workload's prompts."""
     draw = torch.Generator().manual_seed(seed)
-    template = _ids(workload.template, draw)
+    size = workload.config.vocab_size
+    template = _ids(workload.template, draw, size)
     lengths = _lengths(workload.prompts, workload.shortest, workload.longest, draw)
-    rests = [_ids(length - workload.template, draw) for length in lengths]
+    rests = [_ids(length - workload.template, draw, size) for length in lengths]
     return [Request(f"p{i}", template + rest, workload.n) for i, rest in enumerate(rests)]
 
 
@@ -97,5 +105,5 @@ def _lengths(count: int, shortest: int, longest: int, draw: torch.Generator) -> 
     return torch.randint(shortest, longest + 1, (count,), generator=draw).tolist()
 
 
-def _ids(count: int, draw: torch.Generator) -> list[int]:
-    return torch.randint(CONTROL_IDS, TINY.vocab_size, (count,), generator=draw).tolist()
+def _ids(count: int, draw: torch.Generator, size: int = TINY.vocab_size) -> list[int]:
+    return torch.randint(CONTROL_IDS, size, (count,), generator=draw).tolist()

@@ -1,6 +1,8 @@
 """The races in miniature: both sides do the same work. Nothing here looks at a clock's hand."""
 
+import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ from bench.__main__ import main, races
 from bench.dpo_race import BATCH, train_ours, train_theirs
 from bench.race import Run, race
 from bench.report import HEADER, Result, table
+from bench.sampling_race import grouping_race
 from bench.shapes import CANDIDATES, JUDGE, TINY, Ending, pairs, random_weights, requests
 from bench.twin import transformers_twin
 from llama import Llama
-from sampling import generate
+from llama.cache import Cache
+from sampling import engine, generate
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs warn of much
 
@@ -31,8 +35,10 @@ def test_the_quick_program_writes_its_tables(tmp_path: Path, capsys, monkeypatch
 
     monkeypatch.setattr("bench.__main__.races", watched)
     assert main(["--quick", "--out", str(tmp_path / "B.md")]) == 0
-    assert [result.unit for result in seen] == ["tokens", "tokens", "pairs"]
-    for result in seen:
+    assert [result.unit for result in seen] == ["tokens"] * 4 + ["pairs"]
+    alone = [result for result in seen if result.opponent == "grouping off"]
+    assert [len(result.race.tried) for result in alone] == [1, 1]
+    for result in (result for result in seen if result not in alone):
         assert result.race.ours.count == result.race.theirs.count > 0
         assert len(result.race.tried) == 2 and result.race.setting in result.race.tried
         assert {run.count for run in result.race.tried.values()} == {result.race.ours.count}
@@ -134,3 +140,31 @@ def test_a_file_that_cannot_be_written_is_said_in_a_line(tmp_path, capsys, monke
     (tmp_path / "file").touch()
     assert main(["--quick", "--out", str(tmp_path / "file" / "B.md")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_grouping_off_is_off_and_then_on_again(monkeypatch) -> None:
+    seen = []
+
+    def watched(model, asked, decoding, *, seed):
+        seen.append((engine.LEAST_SHARED, {request.n for request in asked}, len(asked)))
+        return generate(model, asked, decoding, seed=seed)
+
+    monkeypatch.setattr("bench.sampling_race.generate", watched)
+    few, least = replace(JUDGE, prompts=3), engine.LEAST_SHARED
+    grouping_race(few, 1, 0)
+    assert (least, {3}, 3) in seen and (sys.maxsize, {1}, 9) in seen
+    assert least == engine.LEAST_SHARED
+
+
+@torch.inference_mode()
+def test_eos_is_as_likely_whatever_the_vocabulary() -> None:
+    chances = []
+    for size in (TINY.vocab_size, 40 * TINY.vocab_size):
+        model = random_weights(Ending(replace(TINY, vocab_size=size), 30), 0)
+        tokens = torch.randint(3, size, (64, 30), generator=torch.Generator().manual_seed(0))
+        cache = Cache(model.config, torch.float32, torch.device("cpu"))
+        cohort = cache.admit(torch.full((64,), 30), torch.ones(64, dtype=torch.int64), 2)
+        model(tokens, cohort.prefill(slice(0, 64)))
+        logits = model(tokens[:, -1:], cache.decode())
+        chances.append(logits.softmax(-1)[..., 2].mean().item())
+    assert chances[0] == pytest.approx(chances[1], rel=0.1)

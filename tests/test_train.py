@@ -125,6 +125,16 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path):
     assert f"eft.jsonl:{line}:" in done.stderr
 
 
+def test_practice_without_ranked_answers_is_refused_at_once(tmp_path):
+    for name in ("ift", "eft", "ranked", "held_out"):
+        source = ROOT / "seed/world/data" / f"{name}.jsonl"
+        (tmp_path / f"{name}.jsonl").write_bytes(source.read_bytes())
+    flags = ("--preset", "smoke", "--run", tmp_path / "run", "--seed-data", tmp_path)
+    done = train(*flags)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "eft_ranked.jsonl" in done.stderr and "judging.practice=0" in done.stderr
+
+
 def test_a_directory_of_another_configuration_is_refused_with_the_difference(finished):
     run, _ = finished
     done = train("--preset", "smoke", "--run", run, "--set", "dpo.beta=0.2")
