@@ -13,7 +13,10 @@ from typing import NamedTuple
 import pytest
 
 from judge import load_rubric
-from loop.settings import Judging, Settings
+from loop.run import Run
+from loop.settings import Judging, Prompts, Settings
+from seed.read import Seed
+from seed.start import Start
 from train import SelfRewarding
 
 ROOT = Path(__file__).parent.parent
@@ -224,3 +227,72 @@ def test_practice_keeps_the_judgements_that_agree_with_people():
 def test_without_practice_nobody_is_asked():
     judge = OneJudge()
     assert practising(0, judge) == [] and judge.asked == []
+
+
+class Watched:
+    """Stands for the models: remembers which is trained from which, on how much."""
+
+    def __init__(self):
+        self.events = []
+
+    def complete(self, path):
+        return path
+
+    def sft(self, name, start, examples, how):
+        self.events.append((name, "SFT of", str(start), len(examples)))
+
+    def dpo(self, name, start, pairs, replay, how):
+        self.events.append((name, "DPO of", start.name, len(pairs), len(replay)))
+
+
+@pytest.mark.parametrize("writer", ["base", "current"])
+def test_every_step_of_iteration_t_is_done_by_its_model(writer, tmp_path, alone, monkeypatch):
+    """Not by the base again, nor by the model before: not one of the five."""
+    models, rank = Watched(), [{"text": "x", "rank": 0}, {"text": "y", "rank": 1}]
+
+    def does(word, rows):
+        def doing(complete, *args, **how):
+            models.events.append((word, complete.name))
+            return rows
+
+        return doing
+
+    scores = [("p.0", 5.0), ("p.1", 1.0)]
+    made = {
+        "write_prompts": [{"id": "p", "prompt": "say x"}],
+        "respond": [
+            {"id": f"p.{k}", "prompt_id": "p", "k": k, "text": text, "finished": True}
+            for k, text in enumerate("xy")
+        ],
+        "judge_responses": [
+            {"id": f"{of}.0", "response_id": of, "k": 0, "text": f"Score: {s}", "score": s}
+            for of, s in scores
+        ],
+    }
+    for name, rows in made.items():
+        monkeypatch.setattr(f"train.{name}", does(name, rows))
+    monkeypatch.setattr("train.make_eft", lambda *args, **how: ([], {}))
+    row = {"id": "1", "prompt": "i", "response": "a", "judgement": "Score: 5", "score": 5}
+    ranked = [{"id": "r", "prompt": "q", "responses": rank}]
+    seed = Seed(ift=[row], eft=[row], ranked=ranked, held_out=[row], eft_ranked=ranked)
+    given = Start(Path("base"), seed, {}, [], None)
+    settings = Settings(
+        prompts=Prompts(writer=writer), judging=Judging(rubric="additive_short", practice=1)
+    )
+    with Run.open(tmp_path, settings.identity(), alone) as run:
+        loop = SelfRewarding(run, settings, given, models)
+        loop.evaluation.measure = lambda name, before, complete, truth: models.events.append(
+            ("measure", complete.name, before)
+        )
+        loop.train()
+    expected = [("M1", "SFT of", "base", 2), ("measure", "M1", None)]
+    for now, then in (("M1", "M2"), ("M2", "M3")):
+        expected += [
+            ("write_prompts", "base" if writer == "base" else now),
+            ("respond", now),
+            ("judge_responses", now),
+            ("judge_responses", now),  # practising
+            (then, "DPO of", now, 1, 2),
+            ("measure", then, now),
+        ]
+    assert models.events == expected
