@@ -14,7 +14,8 @@ import time
 from loop.stop import stoppable
 with stoppable(print, "the same command goes on"):
     print("ready", flush=True)
-    time.sleep(60)
+    while True:
+        time.sleep(0.01)  # a signal just before a long sleep would be seen only after it
 """
 
 
