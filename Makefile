@@ -28,7 +28,7 @@ lint: .venv/installed-tests
 bench: .venv/installed-tests
 	$(BIN)/python -m bench
 
-# The loop against its controls over five seeds; about an hour, and it goes on where it was stopped.
+# The loop against its controls over five seeds; over half an hour, and it goes on where it was stopped.
 controls: .venv/installed
 	$(BIN)/python -m controls
 

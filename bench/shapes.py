@@ -24,7 +24,7 @@ TEMPERATURE, TOP_P = 0.7, 0.9
 
 # Logits of EOS by place: random weights alone would end a text at any place alike. At the end it is
 # as likely whatever the vocabulary's size, to whose logarithm the others' logits add up.
-EOS_AT_END, EOS_SLOPE = 4.3 - math.log(800), 0.175
+EOS_AT_END, EOS_SLOPE = 4.3 - math.log(TINY.vocab_size), 0.175
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,20 @@ class Workload:
 
 JUDGE = Workload("judge rows", prompts=400, n=3, template=20, shortest=45, longest=75, end=105)
 CANDIDATES = Workload("candidates", prompts=400, n=4, template=5, shortest=24, longest=32, end=44)
-LONG_JUDGE = Workload("134M judge rows", 16, 3, 160, 200, 320, 360, MEDIUM)
-LONG_CANDIDATES = Workload("134M candidates", 16, 4, 5, 60, 120, 160, MEDIUM)
+LONG_JUDGE = Workload(
+    "134M judge rows",
+    prompts=16,
+    n=3,
+    template=160,
+    shortest=200,
+    longest=320,
+    end=360,
+    config=MEDIUM,
+)
+LONG_CANDIDATES = Workload(
+    "134M candidates", prompts=16, n=4, template=5, shortest=60, longest=120, end=160,
+    config=MEDIUM,
+)  # fmt: skip
 PROMPT, RESPONSE = (45, 75), (20, 60)  # tokens in a pair: as many as in a judge row, and ragged
 PAIRS = 320
 

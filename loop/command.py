@@ -2,7 +2,6 @@
 of the loop.
 """
 
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,8 +61,7 @@ def _run(open_start: Open[G], begin: Begin[G], settings: Settings, group: Group)
     inputs, may_change = {**given.inputs, **named_inputs(settings)}, ("iterations",)
     identity = settings.identity()
     with Run.open(settings.run, identity, group, inputs=inputs, may_change=may_change) as run:
-        go_on = f"stopped; what is finished is kept. Go on with: {shlex.join(sys.argv)}"
-        with stoppable(run.say, go_on):
+        with stoppable(run.say, "stopped; what is finished is kept: the same command goes on"):
             begin(run, settings, given, Models(run, settings, group)).train()
         publish_report(run, settings.iterations)
         run.say(f"complete: everything lies in {run.root}, report.html to begin with")
@@ -73,7 +71,9 @@ def named_inputs(settings: Settings) -> dict[str, Path]:
     """What the settings name by its place: another prompt writer, a rubric of the user's."""
     writer, rubric = settings.prompts.writer, settings.judging.rubric
     named = {} if writer in WRITERS else {"writer": Path(writer)}
-    return named if rubric in SCALES else named | {"rubric": Path(rubric)}
+    if rubric not in SCALES and Path(rubric).is_file():  # `load_rubric` says what is wrong if not
+        named["rubric"] = Path(rubric)
+    return named
 
 
 def publish_report(run: Run, iterations: int) -> Row:

@@ -26,14 +26,13 @@ def take_up(
     """Writes config.json into an empty `root`, or checks the one that is there; returns lines to be
     said.
 
-    Raises ValueError if settings or inputs differ, other than in the dotted keys `may_change`, or
-    if `root` holds something that is no run.
+    Raises ValueError if `root` holds something that is no run, or a run in which something was made
+    with other settings or inputs, the dotted keys `may_change` aside.
     """
     path = root / CONFIG
     asked = describe(settings, inputs)
     if not path.exists():
-        strangers = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
-        if strangers:
+        if strangers := _visible(root):
             raise ValueError(
                 f"{root}: holds {strangers[0]!r} but no {CONFIG}, so it is no run; "
                 "take an empty or a new directory: --run NEW"
@@ -41,12 +40,16 @@ def take_up(
         files.write(path, files.json_bytes(asked))
         return []
     there = _read(path)
-    if different := changes(there, asked, may_change):
+    different = changes(there, asked, may_change)
+    if different and _visible(root) != [CONFIG]:  # else nothing was made yet: it may be changed
         raise ValueError(
             f"{root}: this run was started with other settings or inputs:\n"
             + "".join(f"  {line}\n" for line in different)
             + "Put them back, or start another run: --run NEW"
         )
+    if different:
+        files.write(path, files.json_bytes(asked))
+        return []
     if there["settings"] != asked["settings"]:
         files.write(path, files.json_bytes(there | {"settings": asked["settings"]}))
     return [
@@ -55,6 +58,10 @@ def take_up(
         for package, old in there["versions"].items()
         if old != asked["versions"].get(package)
     ]
+
+
+def _visible(root: Path) -> list[str]:
+    return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
 
 
 def describe(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:

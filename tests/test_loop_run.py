@@ -46,6 +46,16 @@ def test_seconds_and_counts_outlive_the_process(tmp_path, alone):
         assert units == [] and run.seconds("b.jsonl") >= 0.06
 
 
+def test_a_run_in_which_nothing_was_made_takes_other_settings(tmp_path, alone):
+    Run.open(tmp_path, SETTINGS, alone).close()
+    Run.open(tmp_path, {"seed": 1}, alone, inputs={"here": ROOT / "setup.py"}).close()
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    assert config["settings"] == {"seed": 1} and set(config["inputs"]) == {"here"}
+    (tmp_path / "M1.part").mkdir()  # whatever was begun: it belongs to these settings
+    with pytest.raises(ValueError, match="other settings"):
+        Run.open(tmp_path, SETTINGS, alone)
+
+
 def test_other_settings_are_refused_with_the_difference_and_a_remedy(tmp_path, alone):
     small_loop(tmp_path, alone)
     other = {"seed": 1, "sft": {"epochs": 1.0, "sizes": (1, 3), "clip": 2}}

@@ -208,8 +208,11 @@ def test_training_settings_are_dpos_own():
     assert type(Settings().dpo) is type(Settings().sft) is TrainSettings
 
 
-def test_what_a_setting_names_by_its_place_is_an_input_of_the_run():
+def test_what_a_setting_names_by_its_place_is_an_input_of_the_run(tmp_path):
+    mine = tmp_path / "mine.txt"
     assert named_inputs(Settings()) == {}
     assert named_inputs(Settings(prompts=Prompts(writer="current"))) == {}
-    named = Settings(prompts=Prompts(writer="chat"), judging=Judging(rubric="mine.txt"))
-    assert named_inputs(named) == {"writer": Path("chat"), "rubric": Path("mine.txt")}
+    named = Settings(prompts=Prompts(writer="chat"), judging=Judging(rubric=str(mine)))
+    assert named_inputs(named) == {"writer": Path("chat")}  # there is no such file
+    mine.write_text("{prompt} {response}")
+    assert named_inputs(named) == {"writer": Path("chat"), "rubric": mine}

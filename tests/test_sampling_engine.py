@@ -11,7 +11,7 @@ from torch import Tensor
 from llama.cache import token_bytes
 from sampling import batch, engine
 from sampling.batch import Decoding, Sample
-from sampling.engine import Progress, Request, generate, stream
+from sampling.engine import Progress, Request, generate
 
 MODEL = tiny_model()
 STOPS = frozenset(range(0, GROUPED.vocab_size, 16))  # one token in sixteen ends a sample
@@ -228,28 +228,6 @@ def test_settings_that_cannot_be(request_, decoding, slots, complaint) -> None:
         generate(MODEL, [request_], decoding, seed=0, slots=slots)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_streamed_sample_grows_into_the_generated_one(temperature: float) -> None:
-    decoding = replace(DECODING, temperature=temperature)
-    for request in [*ragged(12), Request("full", [5] * GROUPED.max_seq_len)]:
-        [[whole]] = generate(MODEL, [request], decoding, seed=1)
-        grown = list(stream(MODEL, request, decoding, seed=1))
-        assert grown[-1] == whole
-        for n, sample in enumerate(grown[:-1], start=1):
-            assert sample == Sample(whole.token_ids[:n], finished=False)
-    with pytest.raises(ValueError, match="empty prompt"):
-        next(stream(MODEL, Request("none", []), DECODING, seed=0))
-
-
-def test_a_stream_that_is_left_gives_the_mode_back() -> None:
-    model = tiny_model().train()
-    growing = stream(model, ragged(1)[0], Decoding(0.8, 0.9, 24), seed=0)
-    next(growing)
-    assert not model.training
-    growing.close()
-    assert model.training
-
-
 def test_logps_are_those_of_a_forward_pass_over_the_whole_text() -> None:
     requests = ragged(20, n=3)
     plain, asked = written(requests), written(requests, replace(DECODING, logps=True), slots=7)
@@ -261,44 +239,6 @@ def test_logps_are_those_of_a_forward_pass_over_the_whole_text() -> None:
             start = len(request.token_ids) - 1
             theirs = [logp_TV[start + n, token].item() for n, token in enumerate(sample.token_ids)]
             assert sample.logps == pytest.approx(theirs, abs=1e-5)
-
-
-def templated(count: int, n: int, header: int) -> list[Request]:
-    """Requests that begin with the same tokens."""
-    before = [(7 * place) % 400 for place in range(header)]
-    return [replace(one, token_ids=before + one.token_ids) for one in ragged(count, n)]
-
-
-@torch.inference_mode()
-def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(monkeypatch) -> None:
-    requests, read = templated(20, 3, header=50), []
-    share = batch.Batch.share
-    monkeypatch.setattr(
-        batch.Batch, "share", lambda this, prefix: (read.append(prefix), share(this, prefix))[1]
-    )
-    among = written(requests, slots=7)
-    assert read == [requests[0].token_ids[:50]]
-    for request in requests[::4]:
-        assert among[request.id] == [by_the_book(request, k, DECODING, 1) for k in range(3)]
-    monkeypatch.setattr(engine, "LEAST_SHARED", 1000)
-    assert written(requests, slots=7) == among
-    assert len(read) == 1
-
-
-@pytest.mark.parametrize(
-    ("prompts", "common"),
-    [
-        ([[1, 2, 3, 4], [1, 2, 3, 5]], 3),
-        ([[1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 4, 5]], 2),  # the shortest keeps its last token
-        ([[1, 2, 3], [1, 2, 4], [1, 5, 3]], 0),  # one token: too few
-        ([[2, 2, 3], [1, 2, 3]], 0),
-        ([[1, 2, 3], [1, 2, 3]], 0),  # one prompt, asked twice: its samples share it already
-        ([[1, 2, 3]], 0),
-    ],
-)
-def test_what_is_shared(prompts: list[list[int]], common: int, monkeypatch) -> None:
-    monkeypatch.setattr(engine, "LEAST_SHARED", 2)
-    assert engine._common(prompts) == common
 
 
 def test_the_cache_may_take_most_of_what_a_gpu_has_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Go on with" in out
+    assert "the same command goes on" in out
     assert not (tmp_path / "r" / "M3").exists()
     done = train("--preset", "smoke", "--run", tmp_path / "r")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path):
         (["--seed-data", "nowhere"], ["nowhere", "ift.jsonl"]),
         (["--iterations", "0"], ["iterations", "at least 1"]),
         (["--set", "prompts.writer=nowhere"], ["nowhere", "no such file or directory"]),
-        (["--set", "judging.rubric=nowhere"], ["nowhere", "no such file or directory"]),
+        (["--set", "judging.rubric=nowhere"], ["nowhere: no such rubric", "additive_short"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(flags, words, tmp_path):
@@ -136,6 +136,8 @@ def test_practice_without_ranked_answers_is_refused_at_once(tmp_path):
     done = train(*flags)
     assert done.returncode == 2 and done.stdout == ""
     assert "eft_ranked.jsonl" in done.stderr and "judging.practice=0" in done.stderr
+    mended = ("--set", "judging.practice=0", "--set", "judging.rubric=nowhere")
+    assert "no such rubric" in train(*flags, *mended).stderr  # not: the directory is taken
 
 
 def test_a_directory_of_another_configuration_is_refused_with_the_difference(finished):
