@@ -8,24 +8,22 @@ from pathlib import Path
 
 from llama.huggingface import write_hf
 from llama.meta import write_meta
-from llama.tokenizer import Tokenizer
-from llama.weights import read_checkpoint
+from llama.weights import open_tokenizer, read_checkpoint
 
 
 def convert(source: Path, target: Path, layout: str, shards: int) -> None:
-    """Copies a checkpoint, every weight bit for bit.
+    """Copies a checkpoint, every weight bit for bit; a weight (or a part, for Meta) at a time.
 
     Raises ValueError if the source is damaged or cannot be cut so.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty directory: choose another place")
     checkpoint = read_checkpoint(source)
-    tokenizer = Tokenizer(checkpoint.tokenizer_file)
-    state = dict(checkpoint.read(lambda name: slice(None)))
+    tokenizer, weights = open_tokenizer(checkpoint), checkpoint.weights
     if layout == "hf":
-        write_hf(target, state, checkpoint.config, tokenizer)
+        write_hf(target, weights, checkpoint.config, tokenizer)
     else:
-        write_meta(target, state, checkpoint.config, tokenizer, shards)
+        write_meta(target, weights, checkpoint.config, tokenizer, shards)
 
 
 def main(arguments: list[str] | None = None) -> int:

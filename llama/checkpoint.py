@@ -5,8 +5,8 @@ The layouts themselves are in `huggingface.py` and `meta.py`. Knows no file form
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,20 +14,32 @@ from torch import Tensor
 
 from llama.config import LlamaConfig
 from llama.model import Llama
+from llama.stored import Part
 
-Rows = Callable[[str], slice]  # our name of a weight → which of its rows are wanted
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's weights by our names, wherever they lie; no more than one need be in memory.
+
+    like: their types and shapes, perhaps without data. read(name, part): that part of one, on the
+    CPU, in the type of `like`. Where the ranks share the weights all of them must call it alike.
+    """
+
+    like: Mapping[str, Tensor]
+    read: Callable[[str, Part], Tensor]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A directory whose contents are checked and whose weights are not read yet.
 
-    `read(rows)` yields each weight by our name, in the type that is stored, cut to those rows.
+    added: names that the directory gives to ids, such as `<pad>` behind the SentencePiece pieces.
     """
 
     config: LlamaConfig
     tokenizer_file: Path
-    read: Callable[[Rows], Iterator[tuple[str, Tensor]]]
+    weights: Weights
+    added: Mapping[int, str] = field(default_factory=dict)
 
 
 def unfilled(config: LlamaConfig) -> Llama:

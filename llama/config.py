@@ -105,7 +105,8 @@ def from_hf(settings: Mapping[str, Any]) -> LlamaConfig:
     """Reads a Hugging Face `config.json`, older or newer.
 
     Raises ValueError for a missing or mistyped field, and for every setting that makes the model
-    another than Llama 2: its `model_type`, scaled positions, biases, a different activation.
+    another than Llama 2: its `model_type`, scaled positions, biases, a different activation,
+    weights that are quantized. What says nothing of the computation is passed over.
     """
     _refuse_other_models(settings)
     heads = _need(settings, "num_attention_heads")
@@ -132,6 +133,21 @@ def from_hf(settings: Mapping[str, Any]) -> LlamaConfig:
     return config
 
 
+# Settings that make another model of it: what Llama 2 has, and what else comes to the same.
+# (pretraining_tp is none of them: it only cuts the same products into parts.)
+_SAME_AS_LLAMA: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "sliding_window": (None,),
+    "partial_rotary_factor": (1.0, None),
+    "quantization_config": (None,),
+    "num_local_experts": (None, 0),
+    "logit_scale": (None, 1.0),
+}
+
+
 def _need(settings: Mapping[str, Any], name: str) -> Any:
     if settings.get(name) is None:
         raise ValueError(f"the field {name!r} is missing")
@@ -139,23 +155,21 @@ def _need(settings: Mapping[str, Any], name: str) -> Any:
 
 
 def _refuse_other_models(settings: Mapping[str, Any]) -> None:
-    rope = settings.get("rope_parameters") or {}
-    scaling = settings.get("rope_scaling") or {}
-    for name, table in (("rope_parameters", rope), ("rope_scaling", scaling)):
+    for name, (llama, *meaningless) in _SAME_AS_LLAMA.items():
+        if (found := settings.get(name, llama)) not in (llama, *meaningless):
+            raise ValueError(f"{name} is {found!r}; Llama 2 has {llama!r}")
+    if settings.get("model_type") is None:
+        raise ValueError("the field 'model_type' is missing")
+    for name in ("rope_parameters", "rope_scaling"):
+        table = settings.get(name) or {}
         if not isinstance(table, Mapping):
             raise ValueError(f"{name} must be an object or null, found {table!r}")
         kind = table.get("rope_type", table.get("type", "default"))
         if kind != "default":
-            raise ValueError(f"{name} asks for {kind!r} positions; Llama 2 has the default ones")
-    for name, llama, default in (
-        ("model_type", "llama", None),
-        ("hidden_act", "silu", "silu"),
-        ("attention_bias", False, False),
-        ("mlp_bias", False, False),
-    ):
-        found = settings.get(name, default)
-        if found != llama:
-            raise ValueError(f"{name} is {found!r}; Llama 2 has {llama!r}")
+            later = " (Llama 3.1 and later)" if kind == "llama3" else ""
+            raise ValueError(f"{name} asks for {kind!r} positions{later}; Llama 2 has the default")
+        if extra := set(table) - {"rope_type", "type", "rope_theta"}:
+            raise ValueError(f"{name} holds {min(extra)!r}, which Llama 2's positions do not have")
 
 
 def to_hf(
@@ -184,13 +198,26 @@ def to_hf(
     }
 
 
+_META = (
+    "dim", "n_layers", "n_heads", "n_kv_heads", "norm_eps", "rope_theta", "vocab_size",
+    "multiple_of", "ffn_dim_multiplier", "use_scaled_rope",
+)  # fmt: skip
+
+
 def from_meta(params: Mapping[str, Any], vocab_size: int, max_seq_len: int = 4096) -> LlamaConfig:
-    """Reads Meta's `params.json`, which leaves the vocabulary (its own field is -1) and the context
-    length to the reader. Raises ValueError for a missing or impossible field."""
+    """Reads Meta's `params.json`, which leaves the context length to the reader and, where its
+    vocab_size is -1 or missing, the vocabulary too. Raises ValueError for a missing, an impossible
+    and an unknown field, for what it would change is unknown too.
+    """
+    if unknown := {name for name in params if name not in _META}:
+        raise ValueError(f"{min(unknown)!r} is no field of Llama 2's")
+    if params.get("use_scaled_rope"):
+        raise ValueError("use_scaled_rope asks for Llama 3.1's positions; Llama 2 has the default")
+    stated = params.get("vocab_size")
     heads = _need(params, "n_heads")
     kv_heads = params.get("n_kv_heads")
     return LlamaConfig(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size if stated in (None, -1) else stated,
         dim=_need(params, "dim"),
         n_layers=_need(params, "n_layers"),
         n_heads=heads,

@@ -17,12 +17,15 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     bytes for the rest.
     """
     pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
-    special = (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id)
+    special = {id_: pieces[id_] for id_ in (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id)}
+    special |= tokenizer.added
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(token, pieces[token]) for token in sorted(special)],
+        "added_tokens": [
+            {"id": token, **added_token(name)} for token, name in sorted(special.items())
+        ],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
@@ -56,9 +59,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _added(token: int, piece: str) -> dict[str, Any]:
+def added_token(name: str) -> dict[str, Any]:
+    """How these files describe a token that is found in text before anything is cut into pieces."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": token, "content": piece, **plain, "special": True}
+    return {"content": name, **plain, "special": True}
 
 
 def _begin_with(piece: str, token: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Entry:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    start: int  # its first byte in the file
 
 
 def read_header(file: Path) -> dict[str, Entry]:
@@ -37,6 +38,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
     header, data_bytes = _read_json(file)
+    data_start = file.stat().st_size - data_bytes
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
         raise ValueError(f"{file}: its metadata is no table of texts")
@@ -46,7 +48,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             dtype, shape, span = _fields(fields)
         except ValueError as error:
             raise ValueError(f"{file}: tensor {name!r}: {error}") from None
-        entries[name] = Entry(file, name, dtype, shape)
+        entries[name] = Entry(file, name, dtype, shape, data_start + span[0])
         spans.append((span, name))
     end = 0
     for (first, last), name in sorted(spans):

@@ -5,21 +5,20 @@ Knows which file and name each weight has there. Knows no device and no gradient
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llama import parallel
-from llama.chat import CHAT_TEMPLATE
-from llama.checkpoint import Checkpoint, Rows, account_for, unfilled
+from llama.checkpoint import Checkpoint, Weights, account_for, unfilled
 from llama.config import LlamaConfig, from_hf, to_hf
-from llama.fast_tokenizer import tokenizer_json
-from llama.files import read_json_object, replace_file, replace_json, replacing
+from llama.files import read_json_object, replace_json, replacing
 from llama.header import Entry, read_header
+from llama.hf_tokenizer import added_tokens, write_tokenizer
+from llama.stored import equal, file_order, read_part, write_tensors
 from llama.tokenizer import Tokenizer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -68,15 +67,14 @@ def read_hf(path: Path) -> Checkpoint:
     shapes = {names[name]: tuple(w.shape) for name, w in unfilled(config).state_dict().items()}
     account_for(path, shapes, {name: entry.shape for name, entry in entries.items()})
 
-    def read(rows: Rows) -> Iterator[tuple[str, Tensor]]:
-        places = [(ours, entries[theirs]) for ours, theirs in names.items()]
-        for file in sorted({entry.file for _, entry in places}):
-            with safe_open(file, framework="pt") as stored:
-                for ours, entry in places:
-                    if entry.file == file:
-                        yield ours, stored.get_slice(entry.name)[rows(ours)]
-
-    return Checkpoint(config, path / "tokenizer.model", read)
+    stored = {ours: entries[theirs] for ours, theirs in names.items()}
+    like = {
+        ours: torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+        for ours, entry in stored.items()
+    }
+    weights = Weights(like, lambda name, part: read_part(stored[name], part))
+    tokenizer_file = path / "tokenizer.model"
+    return Checkpoint(config, tokenizer_file, weights, added_tokens(path, config.vocab_size))
 
 
 def _entries(path: Path) -> dict[str, Entry]:
@@ -137,60 +135,93 @@ def _drop_copy_of_embeddings(entries: dict[str, Entry]) -> None:
     table = entries.get("model.embed_tokens.weight")
     if output is None or table is None:
         return
-    with safe_open(output.file, "pt") as a, safe_open(table.file, "pt") as b:
-        if not torch.equal(a.get_tensor(output.name), b.get_tensor(table.name)):
-            raise ValueError(
-                f"{output.file}: lm_head.weight differs from the embeddings that config.json ties"
-            )
+    if not equal(output, table):
+        raise ValueError(
+            f"{output.file}: lm_head.weight differs from the embeddings that config.json ties"
+        )
 
 
-def write_hf(
-    path: Path, state: Mapping[str, Tensor], config: LlamaConfig, tokenizer: Tokenizer
-) -> None:
-    """Writes weights, by our names, as a directory that transformers opens too. For all ranks.
+def write_hf(path: Path, weights: Weights, config: LlamaConfig, tokenizer: Tokenizer) -> None:
+    """Writes weights as a directory that transformers opens too. For all ranks, which deal the
+    weight files out among them: they must all see this directory.
 
     Each file is whole or absent, and `config.json` comes last (and goes first, where one is
-    replaced): a directory that has it is complete. Raises OSError when the disk does.
+    replaced): a directory that has it is complete. Beside what it holds anyway, no rank has more
+    than one weight in memory. Raises OSError when the disk does.
     """
-    main, names = parallel.current().is_main, hf_names(config)
-    parts = _parts(state)
-    files = [SINGLE] if len(parts) == 1 else [
-        f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)
-    ]  # fmt: skip
-    if main:
+    group, names = parallel.current(), hf_names(config)
+    if group.is_main:
         (path / "config.json").unlink(missing_ok=True)
-    for file, part in zip(files, parts):
-        whole = parallel.full_tensors((name, state[name]) for name in part)
-        tensors = {names[name]: tensor.contiguous() for name, tensor in whole if main}
-        if main:
-            with replacing(path / file) as draft:
-                save_file(tensors, draft, metadata={"format": "pt"})
-    if main:
-        _write_index(
-            path, {names[name]: f for f, part in zip(files, parts) for name in part}, state
-        )
-        _write_tokenizer(path, tokenizer, config.max_seq_len)
+    group.barrier()
+    files = _files(weights.like)
+    _write_weights(path, files, weights, names)
+    if group.is_main:
+        where = {names[ours]: file for file, part in files.items() for ours in part}
+        _write_index(path, where, weights.like)
+        write_tokenizer(path, tokenizer, config)
         ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
-        dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
+        dtype = str(next(iter(weights.like.values())).dtype).removeprefix("torch.")
         replace_json(path / "config.json", to_hf(config, dtype, **ids))
-    parallel.current().barrier()
+    group.barrier()
 
 
-def _parts(state: Mapping[str, Tensor]) -> list[list[str]]:
-    """The weights' names, cut into files of `FILE_BYTES`."""
+def _files(like: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Which weights go into which file, by our names: `FILE_BYTES` each."""
     parts: list[list[str]] = [[]]
     room = FILE_BYTES
-    for name, tensor in state.items():
-        size = tensor.numel() * tensor.element_size()
+    for name, tensor in like.items():
+        size = _bytes(tensor)
         if parts[-1] and size > room:
             parts.append([])
             room = FILE_BYTES
         parts[-1].append(name)
         room -= size
-    return parts
+    if len(parts) == 1:
+        return {SINGLE: parts[0]}
+    return {
+        f"model-{number:05}-of-{len(parts):05}.safetensors": part
+        for number, part in enumerate(parts, start=1)
+    }
 
 
-def _write_index(path: Path, where: dict[str, str], state: Mapping[str, Tensor]) -> None:
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.dtype.itemsize
+
+
+def _write_weights(
+    path: Path, files: Mapping[str, list[str]], weights: Weights, names: Mapping[str, str]
+) -> None:
+    """As many files at a time as there are ranks, each written by one of them.
+
+    All ranks gather every tensor, a file's first, the next file's first, …, and one keeps it: so
+    the files grow side by side, and what the disk is slow at, it does for all of them at once.
+    """
+    group, failures = parallel.current(), []
+    ours = {theirs: name for name, theirs in names.items()}
+    likes = [{names[name]: weights.like[name] for name in part} for part in files.values()]
+    for first in range(0, len(files), group.world_size):
+        together = likes[first : first + group.world_size]
+        turns = (
+            (owner, name, weights.read(ours[name], ()))
+            for round_ in zip_longest(*map(file_order, together))
+            for owner, name in enumerate(round_)
+            if name is not None
+        )
+        mine = ((name, tensor) for owner, name, tensor in turns if owner == group.rank)
+        if group.rank < len(together):
+            file = path / list(files)[first + group.rank]
+            try:
+                with replacing(file) as draft, draft.open("wb") as stream:
+                    write_tensors(stream, together[group.rank], mine)
+            except OSError as error:
+                failures.append(f"{file} could not be written: {error}")
+        for _ in turns:  # a rank that has no file, or could not write it, helps to gather
+            pass
+    if lost := group.gather_rows(failures):
+        raise OSError(lost[0])
+
+
+def _write_index(path: Path, where: dict[str, str], like: Mapping[str, Tensor]) -> None:
     """The index, if there are several files; of another checkpoint's files none stays."""
     files = set(where.values())
     for old in path.glob("model*.safetensors"):
@@ -199,28 +230,5 @@ def _write_index(path: Path, where: dict[str, str], state: Mapping[str, Tensor])
     if len(files) == 1:
         (path / INDEX).unlink(missing_ok=True)
         return
-    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    total = sum(map(_bytes, like.values()))
     replace_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-
-
-def _write_tokenizer(path: Path, tokenizer: Tokenizer, max_seq_len: int) -> None:
-    special = {
-        "bos_token": tokenizer.piece(tokenizer.bos_id),
-        "eos_token": tokenizer.piece(tokenizer.eos_id),
-        "unk_token": tokenizer.piece(tokenizer.unk_id),
-    }
-    replace_file(path / "tokenizer.model", tokenizer.model_bytes)
-    replace_json(path / "tokenizer.json", tokenizer_json(tokenizer))
-    replace_json(path / "special_tokens_map.json", special)
-    replace_json(path / "tokenizer_config.json", {
-        **special,
-        "tokenizer_class": "LlamaTokenizer",
-        "legacy": True,  # a space before every stretch of text between control ids, as we have it
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": max_seq_len,
-        "chat_template": CHAT_TEMPLATE,
-    })  # fmt: skip
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    replace_json(path / "generation_config.json", ids)

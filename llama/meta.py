@@ -17,19 +17,20 @@ Knows no device and no gradient.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from llama.checkpoint import Checkpoint, Rows, account_for, unfilled
+from llama.checkpoint import Checkpoint, Weights, account_for, unfilled
 from llama.config import LlamaConfig, from_meta
 from llama.files import read_json_object, replace_file, replace_json, replacing
 from llama.header import DTYPES
+from llama.stored import ALL, Part
 from llama.tokenizer import Tokenizer
 
 ROWS, COLUMNS = 0, 1
+MAPPED_BYTES = 2**28  # of a part that may have been looked at before it is mapped anew
 _CUT = {
     "wq": ROWS, "wk": ROWS, "wv": ROWS, "w1": ROWS, "w3": ROWS, "output": ROWS,
     "wo": COLUMNS, "w2": COLUMNS, "tok_embeddings": COLUMNS,
@@ -39,9 +40,9 @@ _CUT = {
 def read_meta(path: Path) -> Checkpoint:
     """A directory of `params.json` and `consolidated.*.pth`, `tokenizer.model` in it or beside it.
 
-    The vocabulary's size is the tokenizer's; the context is Llama 2's 4096, which the layout does
-    not state. Raises ValueError, naming file and tensor, for whatever is missing, left over or
-    damaged. Nothing in a `.pth` is executed.
+    The vocabulary's size is the tokenizer's, unless `params.json` says it; the context is Llama 2's
+    4096, which the layout does not state. Raises ValueError, naming file and tensor, for whatever
+    is missing, left over or damaged. Nothing in a `.pth` is executed.
     """
     tokenizer_file = path / "tokenizer.model"
     if not tokenizer_file.is_file():
@@ -52,23 +53,81 @@ def read_meta(path: Path) -> Checkpoint:
         config = from_meta(params, Tokenizer(tokenizer_file).vocab_size)
     except ValueError as error:
         raise ValueError(f"{settings_file}: {error}") from error
+    model = unfilled(config).state_dict()
+    files = [_File(file) for file in _numbered(path)]
+    shapes = {
+        _meta_name(name): _part_shape(_meta_name(name), weight.shape, len(files))
+        for name, weight in model.items()
+    }
+    for file in files:
+        account_for(
+            file.path, shapes, {name: tuple(like.shape) for name, like in file.like.items()}
+        )
+        for name, like in file.like.items():
+            if like.dtype != files[0].like[name].dtype:
+                raise ValueError(f"{file.path}: {name!r} is {like.dtype}, unlike in the first part")
+    like = {
+        name: torch.empty_like(weight, dtype=files[0].like[_meta_name(name)].dtype)
+        for name, weight in model.items()
+    }
+
+    def read(name: str, part: Part) -> Tensor:
+        rows, columns = (*part, ALL, ALL)[:2]
+        at_N = torch.arange(like[name].shape[0])
+        if _is_rotated(name):
+            at_N = _halves_from_pairs(name, at_N, config)
+        return _joined(files, _meta_name(name), like[name], at_N[rows], columns)
+
+    return Checkpoint(config, tokenizer_file, Weights(like, read))
+
+
+def _numbered(path: Path) -> list[Path]:
     files = sorted(path.glob("consolidated.*.pth"))
     if not files:
         raise ValueError(f"{path} holds no consolidated.*.pth")
-    parts = [_read_part(file) for file in files]
-    whole = {_meta_name(name): (name, w.shape) for name, w in unfilled(config).state_dict().items()}
-    for file, part in zip(files, parts):
-        shapes = {
-            theirs: _part_shape(theirs, shape, len(parts)) for theirs, (_, shape) in whole.items()
+    for number, file in enumerate(files):
+        if file.name != f"consolidated.{number:02}.pth":
+            raise ValueError(f"{path} holds {file.name}, but no consolidated.{number:02}.pth")
+    return files
+
+
+class _File:
+    """One of the parts, mapped into memory: only what is looked at is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.like = {
+            name: torch.empty_like(tensor, device="meta")
+            for name, tensor in _read_part(path).items()
         }
-        account_for(file, shapes, {name: tuple(tensor.shape) for name, tensor in part.items()})
+        self._part: dict[str, Tensor] = {}
+        self._looked_at = MAPPED_BYTES
 
-    def read(rows: Rows) -> Iterator[tuple[str, Tensor]]:
-        for theirs, (ours, _) in whole.items():
-            joined = _join(theirs, [part[theirs] for part in parts])
-            yield ours, _halves_from_pairs(ours, joined, config)[rows(ours)]
+    def tensor(self, name: str) -> Tensor:
+        """A view of the file; to be copied from at once."""
+        if self._looked_at >= MAPPED_BYTES:  # what was looked at counts as ours while it is mapped
+            self._part, self._looked_at = _read_part(self.path), 0
+        self._looked_at += self._part[name].nbytes
+        return self._part[name]
 
-    return Checkpoint(config, tokenizer_file, read)
+
+def _joined(files: list[_File], name: str, like: Tensor, at_N: Tensor, columns: slice) -> Tensor:
+    """Rows `at_N` and some columns of a whole tensor, out of the parts that hold them."""
+    cut, parts = _cut(name), len(files)
+    if like.ndim == 1:
+        return files[0].tensor(name)[at_N]
+    wanted = range(like.shape[1])[columns]
+    out = torch.empty(len(at_N), len(wanted), dtype=like.dtype)
+    each = [n // parts if dim == cut else n for dim, n in enumerate(like.shape)]
+    for number, file in enumerate(files if cut is not None else files[:1]):
+        first = number * each[1] if cut == COLUMNS else 0
+        here = range(max(wanted.start, first), min(wanted.stop, first + each[1]))
+        chosen_N = at_N // each[0] == number if cut == ROWS else torch.ones_like(at_N).bool()
+        if here and chosen_N.any():
+            rows = file.tensor(name)[:, here.start - first : here.stop - first]
+            into = slice(here.start - wanted.start, here.stop - wanted.start)
+            out[chosen_N, into] = rows[at_N[chosen_N] % each[0]]
+    return out
 
 
 def _read_part(file: Path) -> dict[str, Tensor]:
@@ -103,11 +162,6 @@ def _part_shape(name: str, shape: torch.Size, parts: int) -> tuple[int, ...]:
     return tuple(n // parts if dim == cut else n for dim, n in enumerate(shape))
 
 
-def _join(name: str, parts: list[Tensor]) -> Tensor:
-    cut = _cut(name)
-    return parts[0] if cut is None else torch.cat(parts, dim=cut)
-
-
 def _is_rotated(name: str) -> bool:
     return name.endswith(("wq.weight", "wk.weight"))
 
@@ -130,39 +184,48 @@ def _swap(weight: Tensor, sizes: tuple[int, int, int]) -> Tensor:
 
 
 def write_meta(
-    path: Path,
-    state: Mapping[str, Tensor],
-    config: LlamaConfig,
-    tokenizer: Tokenizer,
-    parts: int = 1,
+    path: Path, weights: Weights, config: LlamaConfig, tokenizer: Tokenizer, parts: int = 1
 ) -> None:
-    """Writes whole weights, by our names, as a directory for Meta's own code, in so many parts.
+    """Writes weights as a directory for Meta's own code, in so many parts; one part is in memory at
+    a time.
 
     The layout knows no tied output: it is written as a copy of the embeddings. `params.json` comes
     last, so a directory that has it is complete. Raises ValueError if no part can have whole heads.
     """
     if parts < 1 or config.n_kv_heads % parts:
         raise ValueError(f"{config.n_kv_heads} key-value heads cannot be dealt to {parts} parts")
-    whole = {
-        _meta_name(name): _pairs_from_halves(name, weight, config) for name, weight in state.items()
-    }
+    ours = {_meta_name(name): name for name in weights.like}
     if config.tie_embeddings:
-        whole["output.weight"] = whole["tok_embeddings.weight"]
-    for name, weight in whole.items():
-        _part_shape(name, weight.shape, parts)
+        ours["output.weight"] = "tok_embeddings.weight"
+    shapes = {
+        theirs: _part_shape(theirs, weights.like[name].shape, parts)
+        for theirs, name in ours.items()
+    }
     for number in range(parts):
-        part = {name: _part(name, weight, number, parts) for name, weight in whole.items()}
+        part = {
+            theirs: _pairs_from_halves(
+                theirs, weights.read(name, _place(theirs, shapes[theirs], number)), config
+            )
+            for theirs, name in ours.items()
+        }
         with replacing(path / f"consolidated.{number:02}.pth") as draft:
-            torch.save(part, draft)
+            torch.save({name: _alone(tensor) for name, tensor in part.items()}, draft)
     replace_file(path / "tokenizer.model", tokenizer.model_bytes)
     replace_json(path / "params.json", _params(config))
 
 
-def _part(name: str, weight: Tensor, number: int, parts: int) -> Tensor:
+def _alone(tensor: Tensor) -> Tensor:
+    """A copy, if it is a view: torch.save stores all that lies behind one."""
+    is_view = tensor.untyped_storage().nbytes() != tensor.nbytes
+    return tensor.clone(memory_format=torch.contiguous_format) if is_view else tensor
+
+
+def _place(name: str, shape: tuple[int, ...], number: int) -> Part:
+    """Where part `number`, of this shape, lies in the whole tensor."""
     cut = _cut(name)
-    part = weight if cut is None else weight.chunk(parts, dim=cut)[number]
-    # A copy, for torch.save stores all that lies behind a view.
-    return part.clone(memory_format=torch.contiguous_format)
+    return tuple(
+        slice(number * n, (number + 1) * n) if dim == cut else ALL for dim, n in enumerate(shape)
+    )
 
 
 def _params(config: LlamaConfig) -> dict[str, int | float]:

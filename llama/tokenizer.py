@@ -8,37 +8,60 @@ Knows no dialog, no file but its model, and no tensor. What belongs between turn
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import sentencepiece
 
 from llama.files import replace_file
 
+PROBE = "  two  spaces\n\tﬁ ½ e\u0301"  # other dialects join, drop or compose some of these
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")  # a line of Llama 3's table: base64, rank
+
 
 class Tokenizer:
-    """A `tokenizer.model` file.
+    """A `tokenizer.model` file, and the ids that a model may have beyond its pieces.
 
-    Raises ValueError for a file that is none, or that has no `<s>` or no `</s>`.
+    added: names of such ids (`<pad>`); to us they are control ids, and text never becomes one.
+    id_count: how many ids the model has; what is beyond pieces and names is padding of its table.
+    Raises ValueError for a file that is none, that has no `<s>` or no `</s>`, or that does not keep
+    text as it is.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self, path: str | Path, added: Mapping[int, str] | None = None, id_count: int = 0
+    ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise ValueError(
-                f"{self.path}: no such file; a SentencePiece model (tokenizer.model) was expected"
-            )
+            raise ValueError(f"{self.path}: no such file; {self._expected()}")
         self.model_bytes = self.path.read_bytes()
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
         except RuntimeError as error:
-            raise ValueError(f"{self.path} is not a SentencePiece model ({error})") from error
-        self.vocab_size: int = self._pieces.vocab_size()
+            raise ValueError(
+                f"{self.path} is not a SentencePiece model ({error}); {self._expected()}"
+            ) from error
+        self.vocab_size: int = self._pieces.vocab_size()  # of the pieces alone
+        self.id_count = max(self.vocab_size, id_count)
+        self.added = {id_: name for id_, name in (added or {}).items() if id_ >= self.vocab_size}
         self.bos_id: int = self._control("<s>", self._pieces.bos_id())
         self.eos_id: int = self._control("</s>", self._pieces.eos_id())
         self.unk_id: int = self._pieces.unk_id()
         self.pad_id: int | None = self._pieces.pad_id() if self._pieces.pad_id() >= 0 else None
         self.newline_id: int = self.encode("\n")[-1]  # behind the space that every text begins with
+
+        if self.decode(self.encode(PROBE)) != PROBE:
+            raise ValueError(f"{self.path} changes spaces or signs of a text; Llama 2's does not")
+
+    def _expected(self) -> str:
+        is_table = self.path.is_file() and TIKTOKEN.match(self.path.read_bytes())
+        if is_table or self.path.with_name("tokenizer.json").is_file():
+            return (
+                "Llama 2's tokenizer.model, a SentencePiece model, was expected; a tokenizer.json "
+                "alone, or a table in base64, is Llama 3's or a later one's, and not supported"
+            )
+        return "a SentencePiece model (tokenizer.model) was expected"
 
     def _control(self, name: str, token: int) -> int:
         if token < 0:
@@ -58,14 +81,15 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids; control ids leave no trace, broken UTF-8 becomes U+FFFD.
+        """The text of the ids; control ids and ids that are no piece leave no trace, broken UTF-8
+        becomes U+FFFD.
 
         Raises ValueError for an id outside the vocabulary.
         """
         for token in ids:
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
-        text: str = self._pieces.decode(list(ids))
+            if not 0 <= token < self.id_count:
+                raise ValueError(f"token id {token} is outside the vocabulary of {self.id_count}")
+        text: str = self._pieces.decode([token for token in ids if token < self.vocab_size])
         return text
 
     def piece(self, token: int) -> str:

@@ -6,16 +6,17 @@ Knows no text and no training.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from llama.checkpoint import Checkpoint, unfilled
+from llama.checkpoint import Checkpoint, Weights, unfilled
 from llama.huggingface import read_hf, write_hf
 from llama.meta import read_meta
 from llama.model import Llama
-from llama.parallel import Group, full_tensors, local_rows, set_local_rows, shard
+from llama.parallel import Group, full_tensor, full_tensors, local_rows, set_local_rows, shard
 from llama.tokenizer import Tokenizer
 
 
@@ -44,7 +45,7 @@ def load(
     Raises ValueError as `read_checkpoint` does.
     """
     checkpoint = read_checkpoint(path)
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = open_tokenizer(checkpoint)
     model = unfilled(checkpoint.config).to(dtype).to_empty(device=device)
     _fill(model, checkpoint)
     return model.eval(), tokenizer
@@ -58,7 +59,7 @@ def load_sharded(
     Weights are kept in fp32 and computed with in `dtype`.
     """
     checkpoint = read_checkpoint(path)
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = open_tokenizer(checkpoint)
     model = unfilled(checkpoint.config)
     shard(model, group, dtype)
     model.to_empty(device=group.device)
@@ -80,11 +81,17 @@ def load_state(model: Llama, path: str | Path) -> None:
 
 
 def save(model: Llama, tokenizer: Tokenizer, path: str | Path) -> None:
-    """Writes a Hugging Face directory, in the weights' own type. All ranks call it; rank 0 writes.
+    """Writes a Hugging Face directory, in the weights' own type. All ranks call it, and each writes
+    some of the files, so the directory must be on a disk that they share.
 
     A crash leaves a directory that `load` refuses, never one that it half reads.
     """
-    write_hf(Path(path), model.state_dict(), model.config, tokenizer)
+    write_hf(Path(path), held(model.state_dict()), model.config, tokenizer)
+
+
+def held(state: Mapping[str, Tensor]) -> Weights:
+    """Weights that are in memory, whole or cut across the ranks."""
+    return Weights(state, lambda name, part: full_tensor(state[name])[part])
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -96,17 +103,18 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    tokenizer = Tokenizer(checkpoint.tokenizer_file)
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The directory's tokenizer. Raises ValueError if it has more pieces than the model has ids."""
+    size = checkpoint.config.vocab_size
+    tokenizer = Tokenizer(checkpoint.tokenizer_file, checkpoint.added, size)
+    if tokenizer.vocab_size > size:
         raise ValueError(
             f"{checkpoint.tokenizer_file} has {tokenizer.vocab_size} pieces, "
-            f"the model's vocabulary only {checkpoint.config.vocab_size}"
+            f"the model's vocabulary only {size}"
         )
     return tokenizer
 
 
 def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
-    weights = model.state_dict()
-    for name, rows in checkpoint.read(lambda name: local_rows(weights[name])):
-        set_local_rows(weights[name], rows)
+    for name, weight in model.state_dict().items():
+        set_local_rows(weight, checkpoint.weights.read(name, (local_rows(weight),)))

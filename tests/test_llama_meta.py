@@ -16,7 +16,7 @@ from llama.__main__ import main
 from llama.config import PRESETS, from_meta
 from llama.meta import _pairs_from_halves, _params, write_meta
 from llama.model import rotary_tables, rotate
-from llama.weights import read_checkpoint
+from llama.weights import held, read_checkpoint
 
 TIED = replace(GROUPED, tie_embeddings=True)
 
@@ -70,7 +70,7 @@ def test_metas_file_as_meta_writes_it(tmp_path) -> None:
     """
     path = tmp_path / "llama-2"
     model = tiny_model()
-    write_meta(path, model.state_dict(), GROUPED, tiny_tokenizer(), parts=2)
+    write_meta(path, held(model.state_dict()), GROUPED, tiny_tokenizer(), parts=2)
     (path / "tokenizer.model").rename(tmp_path / "tokenizer.model")
     for file in path.glob("*.pth"):
         part = torch.load(file, weights_only=True)
@@ -97,7 +97,7 @@ def test_metas_params_say_the_same_shape(name: str) -> None:
 
 def test_a_tied_output_becomes_a_copy(tmp_path) -> None:
     model = tiny_model(TIED)
-    write_meta(tmp_path, model.state_dict(), TIED, tiny_tokenizer())
+    write_meta(tmp_path, held(model.state_dict()), TIED, tiny_tokenizer())
     again, _ = llama.load(tmp_path)
     assert torch.equal(again.output.weight, model.tok_embeddings.weight)
     tokens_BT = torch.arange(9)[None]
@@ -116,7 +116,7 @@ class Payload:
 
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_a_hostile_pth_is_never_executed(tmp_path, how: str) -> None:
-    write_meta(tmp_path, tiny_model().state_dict(), GROUPED, tiny_tokenizer())
+    write_meta(tmp_path, held(tiny_model().state_dict()), GROUPED, tiny_tokenizer())
     file, trace = tmp_path / "consolidated.00.pth", tmp_path / "trace"
     payload = {"output.weight": Payload(f"touch {trace}")}
     if how == "torch":
@@ -147,7 +147,7 @@ def test_a_hostile_pth_is_never_executed(tmp_path, how: str) -> None:
     ],
 )
 def test_every_tensor_of_metas_is_accounted_for(tmp_path, edit, message) -> None:
-    write_meta(tmp_path, tiny_model().state_dict(), GROUPED, tiny_tokenizer(), parts=2)
+    write_meta(tmp_path, held(tiny_model().state_dict()), GROUPED, tiny_tokenizer(), parts=2)
     file = tmp_path / "consolidated.01.pth"
     part = torch.load(file, weights_only=True)
     edit(part)
