@@ -77,7 +77,7 @@ def write_tensors(
         first, end = end, end + like[name].numel() * like[name].dtype.itemsize
         dtype, shape = _NAMES[like[name].dtype], list(like[name].shape)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [first, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
     stream.write(len(text).to_bytes(8, "little") + text)
     for expected, (name, tensor) in zip(file_order(like), tensors, strict=True):
@@ -92,4 +92,4 @@ def equal(a: Entry, b: Entry, step_bytes: int = 2**26) -> bool:
         return False
     step = max(1, step_bytes // max(1, a.shape[-1] * a.dtype.itemsize))
     parts = [(slice(first, first + step),) for first in range(0, a.shape[0], step)]
-    return all(torch.equal(read_part(a, part), read_part(b, part)) for part in parts)
+    return all(as_bytes(read_part(a, part)) == as_bytes(read_part(b, part)) for part in parts)

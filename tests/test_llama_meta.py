@@ -12,6 +12,7 @@ import torch
 from tiny_llama import GROUPED, same_weights, tiny_model, tiny_tokenizer
 
 import llama
+from llama import meta
 from llama.__main__ import main
 from llama.config import PRESETS, from_meta
 from llama.meta import _pairs_from_halves, _params, write_meta
@@ -28,14 +29,51 @@ def saved(tmp_path):
     return tmp_path / "M1"
 
 
-@pytest.mark.parametrize("shards", [1, 2])
-def test_meta_and_back_is_bit_exact(saved, tmp_path, shards: int) -> None:
-    meta, again = str(tmp_path / "meta"), str(tmp_path / "again")
-    assert main(["convert", str(saved), meta, "--to", "meta", "--shards", str(shards)]) == 0
+EIGHT_HEADS = replace(GROUPED, dim=64, n_heads=16, n_kv_heads=8, ffn_dim=40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_meta_and_back_is_bit_exact(tmp_path, shards: int, dtype: torch.dtype) -> None:
+    """ours → Hugging Face → Meta → Hugging Face → ours"""
+    model, runs = tiny_model(EIGHT_HEADS).to(dtype), [tmp_path / name for name in "abc"]
+    llama.save(model, tiny_tokenizer(), runs[0])
+    hf, meta, again = map(str, runs)
+    assert main(["convert", hf, meta, "--to", "meta", "--shards", str(shards)]) == 0
     assert main(["convert", meta, again, "--to", "hf"]) == 0
-    assert len(list((tmp_path / "meta").glob("*.pth"))) == shards
+    assert len(list(runs[1].glob("*.pth"))) == shards
     for path in (meta, again):
-        assert same_weights(llama.load(path)[0], tiny_model())
+        assert same_weights(llama.load(path, dtype)[0], model)
+    assert (runs[0] / "model.safetensors").read_bytes() == (
+        runs[2] / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+@pytest.mark.parametrize("mapped_bytes", [0, meta.MAPPED_BYTES])
+def test_any_slice_of_metas_parts(tmp_path, monkeypatch, shards: int, mapped_bytes: int) -> None:
+    """A rank's rows, and columns as tensor parallelism wants them, out of any number of parts."""
+    monkeypatch.setattr(meta, "MAPPED_BYTES", mapped_bytes)
+    model = tiny_model(EIGHT_HEADS)
+    write_meta(tmp_path, held(model.state_dict()), EIGHT_HEADS, tiny_tokenizer(), shards)
+    weights = read_checkpoint(tmp_path).weights
+    for name, tensor in model.state_dict().items():
+        for rows in (slice(0, 7), slice(5, 23), slice(20, None), slice(3, 3)):
+            assert torch.equal(weights.read(name, (rows,)), tensor[rows])
+            if tensor.ndim == 2:
+                assert torch.equal(weights.read(name, (rows, slice(4, 33))), tensor[rows, 4:33])
+
+
+def test_a_part_that_is_not_there_or_of_another_type_is_named(tmp_path) -> None:
+    write_meta(tmp_path, held(tiny_model().state_dict()), GROUPED, tiny_tokenizer(), parts=2)
+    second = tmp_path / "consolidated.01.pth"
+    part = torch.load(second, weights_only=True)
+    torch.save({name: tensor.half() for name, tensor in part.items()}, second)
+    with pytest.raises(ValueError, match=r"consolidated\.01\.pth: .* is torch\.float16, unlike"):
+        read_checkpoint(tmp_path)
+    (tmp_path / "consolidated.00.pth").unlink()
+    with pytest.raises(ValueError, match=r"holds consolidated\.01\.pth, but no consolidated\.00"):
+        read_checkpoint(tmp_path)
 
 
 def test_metas_rotary_order() -> None:

@@ -1,0 +1,118 @@
+"""Safetensors files, a tensor at a time: the library's own bytes, and no byte read in vain."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama import stored
+from llama.header import read_header
+from llama.stored import ALL, equal, file_order, read_part, write_tensors
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def some_tensors(*dtypes: torch.dtype) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"b": (7, 5), "a": (3,), "a.10": (1, 4), "a.9": (6, 1), "empty": (0, 3), "é": (2, 2)}
+    return {
+        name: torch.randn(shape, generator=draw).to(dtypes[number % len(dtypes)])
+        for number, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def write(file: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    like = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    with file.open("wb") as stream:
+        write_tensors(stream, like, ((name, tensors[name]) for name in file_order(like)))
+    return file
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_file_has_the_librarys_own_bytes(tmp_path, dtype) -> None:
+    tensors = some_tensors(dtype)
+    theirs = safetensors.torch.save(tensors, {"format": "pt"})
+    assert write(tmp_path / "x", tensors).read_bytes() == theirs
+
+
+def test_types_may_be_mixed_and_each_tensor_begins_at_a_multiple_of_its_size(tmp_path) -> None:
+    tensors = some_tensors(*DTYPES)
+    file = write(tmp_path / "x", tensors)
+    again = safetensors.torch.load_file(file)
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    entries = read_header(file)
+    assert all(entry.start % entry.dtype.itemsize == 0 for entry in entries.values())
+
+
+def test_a_file_is_of_what_was_announced(tmp_path) -> None:
+    like = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    with (tmp_path / "x").open("wb") as stream:
+        for wrong in ([("b", like["b"])], [("a", torch.zeros(3))], [("a", like["a"].half())]):
+            with pytest.raises(AssertionError):
+                write_tensors(stream, like, wrong)
+        with pytest.raises(ValueError, match="shorter"):
+            write_tensors(stream, like, list(like.items())[:1])
+
+
+bounds = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(lambda ends: slice(*sorted(ends)))
+
+
+@given(bounds | st.just(ALL), bounds | st.just(ALL), st.sampled_from(DTYPES))
+def test_any_part_is_that_part(rows: slice, columns: slice, dtype: torch.dtype) -> None:
+    tensor = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with open(os.memfd_create("x"), "w+b") as stream:
+        like = {"x": tensor.to("meta"), "y": torch.empty(9, dtype=dtype, device="meta")}
+        write_tensors(stream, like, [("x", tensor), ("y", tensor.flatten()[:9])])
+        stream.flush()
+        entries = read_header(Path(f"/proc/self/fd/{stream.fileno()}"))
+        for part in ((), (rows,), (rows, columns)):
+            assert torch.equal(read_part(entries["x"], part), tensor[part])
+        assert torch.equal(read_part(entries["y"], (rows,)), tensor.flatten()[:9][rows])
+
+
+def test_no_byte_is_read_in_vain(tmp_path, monkeypatch) -> None:
+    """Counted where bytes enter memory; the next file's test counts what the kernel hands out."""
+    read, read_into = [], stored._read_into
+
+    def counting(out, stream, start, entry) -> None:
+        read.append(out.nbytes)
+        read_into(out, stream, start, entry)
+
+    monkeypatch.setattr(stored, "_read_into", counting)
+    entry = read_header(write(tmp_path / "x", {"x": torch.zeros(7, 8)}))["x"]
+    some = slice(1, 3)
+    for part, expected in [
+        ((), [224]),
+        ((some,), [64]),
+        ((ALL, some), [8] * 7),
+        ((some, some), [8, 8]),
+    ]:
+        read.clear()
+        read_part(entry, part)
+        assert read == expected
+
+
+def test_a_file_that_shrinks_after_it_was_checked_is_noticed(tmp_path) -> None:
+    file = write(tmp_path / "x", {"a": torch.ones(4), "b": torch.ones(4)})
+    entries = read_header(file)
+    os.truncate(file, file.stat().st_size - 4)
+    assert torch.equal(read_part(entries["a"]), torch.ones(4))
+    with pytest.raises(ValueError, match="'b' ends too soon"):
+        read_part(entries["b"])
+
+
+def test_equality_is_of_bits_and_needs_few_of_them_at_a_time(tmp_path) -> None:
+    a, b = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
+    b[:8] = a[:8]
+    b[8, :3], b[8, 3] = a[8, :3], -a[8, 3]
+    tensors = {"a": a, "again": a, "b": b, "half": a.half(), "short": a[:8]}
+    entries = read_header(write(tmp_path / "x", tensors))
+    for step in (1, 40, 2**26):
+        same = {name for name in tensors if equal(entries["a"], entries[name], step)}
+        assert same == {"a", "again"}
