@@ -80,8 +80,9 @@ def write_tokenizer(path: Path, tokenizer: Tokenizer, config: LlamaConfig) -> No
     replace_json(path / "special_tokens_map.json", special)
     replace_json(path / "tokenizer_config.json", {
         **special,
-        "tokenizer_class": "LlamaTokenizer",
-        "legacy": True,  # a space before every stretch of text between control ids, as we have it
+        # Not LlamaTokenizer: in transformers 5 that takes the pieces alone from tokenizer.json, and
+        # puts no space before a text that begins with one, as SentencePiece and Llama 2 do.
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,

@@ -49,10 +49,10 @@ class Tokenizer:
         self.eos_id: int = self._control("</s>", self._pieces.eos_id())
         self.unk_id: int = self._pieces.unk_id()
         self.pad_id: int | None = self._pieces.pad_id() if self._pieces.pad_id() >= 0 else None
-        self.newline_id: int = self.encode("\n")[-1]  # behind the space that every text begins with
 
         if self.decode(self.encode(PROBE)) != PROBE:
             raise ValueError(f"{self.path} changes spaces or signs of a text; Llama 2's does not")
+        self.newline_id: int = self.encode("\n")[-1]  # behind the space that every text begins with
 
     def _expected(self) -> str:
         is_table = self.path.is_file() and TIKTOKEN.match(self.path.read_bytes())

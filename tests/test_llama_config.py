@@ -55,6 +55,12 @@ def test_older_and_newer_spellings():
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling asks for 'linear'"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters asks for 'llama3'"),
         ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "holds 'full_attention'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "holds 'partial_rotary_factor'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"sliding_window": 4096}, "sliding_window is 4096"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"model_type": None}, "model_type"),
         ({"head_dim": 32}, "head_dim is 32"),
         ({"hidden_size": None}, "'hidden_size' is missing"),
         ({"hidden_size": -64}, "dim must be above 0"),
@@ -79,6 +85,27 @@ def test_refuses_what_is_no_llama_2(change, complaint):
         from_hf(to_hf(SMALL) | change)
 
 
+def test_what_says_nothing_of_the_computation_is_passed_over():
+    real = {
+        "_name_or_path": "x", "initializer_range": 0.02, "pretraining_tp": 2, "use_cache": True,
+        "torch_dtype": "float16", "transformers_version": "4.31.0.dev0", "pad_token_id": 0,
+        "rope_scaling": None, "attention_dropout": 0.0, "sliding_window": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    }  # fmt: skip
+    assert from_hf(to_hf(SMALL) | real) == SMALL
+
+
+def test_code_llama_s_files():
+    """Other positions and, in the small ones, 16 more pieces; Meta's file leaves those out."""
+    params = {
+        "dim": 4096, "n_layers": 32, "n_heads": 32, "multiple_of": 256, "ffn_dim_multiplier": 1.0,
+        "norm_eps": 1e-5, "rope_theta": 1000000,
+    }  # fmt: skip
+    wanted = replace(PRESETS["7B"], vocab_size=32016, rope_theta=1e6)
+    assert from_meta(params, vocab_size=32016) == wanted
+    assert from_hf(to_hf(wanted) | {"rope_theta": 1000000}) == wanted
+
+
 def test_meta_files_of_the_three_sizes():
     common = {"multiple_of": 256, "norm_eps": 1e-05, "vocab_size": -1}
     files = {
@@ -90,7 +117,15 @@ def test_meta_files_of_the_three_sizes():
         },
     }  # fmt: skip
     for name, params in files.items():
-        assert from_meta(common | params, vocab_size=32000) == PRESETS[name]
+        for stated in (
+            common | params,
+            common | params | {"vocab_size": 32000},
+            params | {"norm_eps": 1e-5},
+        ):
+            multiple = {"multiple_of": params.get("multiple_of", 256)}
+            assert from_meta(stated | multiple, vocab_size=32000) == PRESETS[name]
+        wider = common | params | {"vocab_size": 32001}
+        assert from_meta(wider, vocab_size=32000).vocab_size == 32001
 
 
 @pytest.mark.parametrize(
@@ -101,6 +136,9 @@ def test_meta_files_of_the_three_sizes():
         ({"multiple_of": 0}, "multiple_of"),
         ({"ffn_dim_multiplier": 1e9}, "ffn_dim_multiplier"),
         ({"n_heads": 33}, "not a multiple of n_heads"),
+        ({"vocab_size": 0}, "vocab_size must be above 0"),
+        ({"use_scaled_rope": True}, "use_scaled_rope asks for Llama 3.1"),
+        ({"moe_args": {"num_experts": 16}}, "'moe_args' is no field of Llama 2"),
     ],
 )
 def test_refuses_damaged_meta_files(change, complaint):

@@ -13,7 +13,21 @@ from llama.config import PRESETS, LlamaConfig, to_hf
 from llama.huggingface import hf_names
 from llama.model import Llama, rotary_tables, rotate
 
+
+def miniature(name: str, by: int, heads_by: int) -> LlamaConfig:
+    """A preset's proportions at a smaller size; its query heads a key-value head stay."""
+    real = PRESETS[name]
+    return replace(
+        real, dim=real.dim // by, ffn_dim=real.ffn_dim // by, n_layers=2, vocab_size=400,
+        n_heads=real.n_heads // heads_by, n_kv_heads=max(1, real.n_kv_heads // heads_by),
+    )  # fmt: skip
+
+
 SHAPES = {
+    "like 7B": miniature("7B", 32, 8),
+    "like 13B": miniature("13B", 32, 8),
+    "like 70B": miniature("70B", 64, 4),
+    "like Code Llama": replace(miniature("7B", 64, 8), rope_theta=1e6, ffn_dim=171),
     "multi-head": replace(GROUPED, n_kv_heads=4),
     "grouped": GROUPED,
     "one key-value head, tied": replace(GROUPED, n_kv_heads=1, tie_embeddings=True),
@@ -46,6 +60,13 @@ def test_logits_are_those_of_transformers(config: LlamaConfig) -> None:
     ours, theirs = model(tokens_BT), transformers_twin(model)(tokens_BT).logits
     assert ours.std() > 0.3
     assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_miniatures_keep_the_proportions() -> None:
+    assert SHAPES["like 7B"].ffn_dim / 128 == PRESETS["7B"].ffn_dim / 4096
+    large = SHAPES["like 70B"]
+    assert large.n_heads == 8 * large.n_kv_heads and large.n_kv_heads > 1
+    assert large.ffn_dim / large.dim == 3.5
 
 
 @torch.inference_mode()
