@@ -60,12 +60,13 @@ def read_meta(path: Path) -> Checkpoint:
         for name, weight in model.items()
     }
     for file in files:
-        account_for(
-            file.path, shapes, {name: tuple(like.shape) for name, like in file.like.items()}
-        )
-        for name, like in file.like.items():
-            if like.dtype != files[0].like[name].dtype:
-                raise ValueError(f"{file.path}: {name!r} is {like.dtype}, unlike in the first part")
+        found = {name: tuple(tensor.shape) for name, tensor in file.like.items()}
+        account_for(file.path, shapes, found)
+        for name, tensor in file.like.items():
+            if tensor.dtype != files[0].like[name].dtype:
+                raise ValueError(
+                    f"{file.path}: {name!r} is {tensor.dtype}, unlike in the first part"
+                )
     like = {
         name: torch.empty_like(weight, dtype=files[0].like[_meta_name(name)].dtype)
         for name, weight in model.items()

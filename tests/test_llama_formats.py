@@ -214,4 +214,4 @@ def test_the_same_chat_gives_the_same_greedy_text(tmp_path) -> None:
         written |= set(sample.token_ids)
         words = other.decode(made, skip_special_tokens=True)
         assert words == tokenizer.decode(sample.token_ids)
-    assert len(written) > 4
+    assert len(written) > 10
