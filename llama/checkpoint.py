@@ -21,12 +21,14 @@ from llama.stored import Part
 class Weights:
     """A model's weights by our names, wherever they lie; no more than one need be in memory.
 
-    like: their types and shapes, perhaps without data. read(name, part): that part of one, on the
-    CPU, in the type of `like`. Where the ranks share the weights all of them must call it alike.
+    like: their types and shapes, perhaps without data.
+    read(name, part, out): that part of one, on the CPU, in the type of `like`; it is read straight
+      into `out`, and that is returned, where that is of the same type and on the CPU. Where the
+      ranks share the weights all of them must call it alike.
     """
 
     like: Mapping[str, Tensor]
-    read: Callable[[str, Part], Tensor]
+    read: Callable[[str, Part, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def read_hf(path: Path) -> Checkpoint:
         ours: torch.empty(entry.shape, dtype=entry.dtype, device="meta")
         for ours, entry in stored.items()
     }
-    weights = Weights(like, lambda name, part: read_part(stored[name], part))
+    weights = Weights(like, lambda name, part, out: read_part(stored[name], part, out))
     tokenizer_file = path / "tokenizer.model"
     return Checkpoint(config, tokenizer_file, weights, added_tokens(path, config.vocab_size))
 
@@ -202,7 +202,7 @@ def _write_weights(
     for first in range(0, len(files), group.world_size):
         together = likes[first : first + group.world_size]
         turns = (
-            (owner, name, weights.read(ours[name], ()))
+            (owner, name, weights.read(ours[name], (), None))
             for round_ in zip_longest(*map(file_order, together))
             for owner, name in enumerate(round_)
             if name is not None

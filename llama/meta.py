@@ -72,7 +72,7 @@ def read_meta(path: Path) -> Checkpoint:
         for name, weight in model.items()
     }
 
-    def read(name: str, part: Part) -> Tensor:
+    def read(name: str, part: Part, out: Tensor | None) -> Tensor:
         rows, columns = (*part, ALL, ALL)[:2]
         at_N = torch.arange(like[name].shape[0])
         if _is_rotated(name):
@@ -205,7 +205,7 @@ def write_meta(
     for number in range(parts):
         part = {
             theirs: _pairs_from_halves(
-                theirs, weights.read(name, _place(theirs, shapes[theirs], number)), config
+                theirs, weights.read(name, _place(theirs, shapes[theirs], number), None), config
             )
             for theirs, name in ours.items()
         }

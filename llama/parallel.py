@@ -273,6 +273,11 @@ def set_local_rows(tensor: Tensor, rows: Tensor) -> None:
     _local(tensor).copy_(rows)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, to be written into."""
+    return _local(tensor).detach()
+
+
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_cut(tensor) else tensor
 

@@ -22,14 +22,17 @@ Part = tuple[slice, ...]  # of a tensor: rows, or rows and columns; () is all of
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def read_part(entry: Entry, part: Part = ()) -> Tensor:
-    """That part of a tensor, in the type that is stored, on the CPU.
+def read_part(entry: Entry, part: Part = (), out: Tensor | None = None) -> Tensor:
+    """That part of a tensor, in the type that is stored, on the CPU; in `out`, if it fits there.
 
     Rows cost one read, columns one read a row. Raises ValueError if the file ends too soon.
     """
     cuts = [range(n)[cut] for n, cut in zip(entry.shape, (*part, ALL, ALL))]
     assert all(cut.step == 1 for cut in cuts) and len(entry.shape) <= 2, (entry.shape, part)
-    out = torch.empty([len(cut) for cut in cuts], dtype=entry.dtype)
+    sizes = [len(cut) for cut in cuts]
+    if out is None or out.dtype != entry.dtype or out.is_cuda or not out.is_contiguous():
+        out = torch.empty(sizes, dtype=entry.dtype)
+    assert list(out.shape) == sizes, (entry.shape, part, out.shape)
     width = entry.dtype.itemsize
     row_bytes = math.prod(entry.shape[1:]) * width
     start = entry.start + (cuts[0].start * row_bytes if cuts else 0)

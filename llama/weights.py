@@ -16,7 +16,7 @@ from llama.checkpoint import Checkpoint, Weights, unfilled
 from llama.huggingface import read_hf, write_hf
 from llama.meta import read_meta
 from llama.model import Llama
-from llama.parallel import Group, full_tensor, full_tensors, local_rows, set_local_rows, shard
+from llama.parallel import Group, full_tensor, full_tensors, local_part, local_rows, shard
 from llama.tokenizer import Tokenizer
 
 
@@ -52,15 +52,18 @@ def load(
 
 
 def load_sharded(
-    path: str | Path, group: Group, dtype: torch.dtype = torch.float32
+    path: str | Path,
+    group: Group,
+    dtype: torch.dtype = torch.float32,
+    masters: torch.dtype = torch.float32,
 ) -> tuple[Llama, Tokenizer]:
     """`load` and `shard` in one, for models that one rank cannot hold: each reads its own rows.
 
-    Weights are kept in fp32 and computed with in `dtype`.
+    Weights are kept in `masters` and computed with in `dtype`.
     """
     checkpoint = read_checkpoint(path)
     tokenizer = open_tokenizer(checkpoint)
-    model = unfilled(checkpoint.config)
+    model = unfilled(checkpoint.config).to(masters)
     shard(model, group, dtype)
     model.to_empty(device=group.device)
     _fill(model, checkpoint)
@@ -91,7 +94,7 @@ def save(model: Llama, tokenizer: Tokenizer, path: str | Path) -> None:
 
 def held(state: Mapping[str, Tensor]) -> Weights:
     """Weights that are in memory, whole or cut across the ranks."""
-    return Weights(state, lambda name, part: full_tensor(state[name])[part])
+    return Weights(state, lambda name, part, out: full_tensor(state[name])[part])
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -117,4 +120,7 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
     for name, weight in model.state_dict().items():
-        set_local_rows(weight, checkpoint.weights.read(name, (local_rows(weight),)))
+        out = local_part(weight)
+        read = checkpoint.weights.read(name, (local_rows(weight),), out)
+        if read is not out:
+            out.copy_(read)

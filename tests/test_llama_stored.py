@@ -76,6 +76,16 @@ def test_any_part_is_that_part(rows: slice, columns: slice, dtype: torch.dtype) 
         assert torch.equal(read_part(entries["y"], (rows,)), tensor.flatten()[:9][rows])
 
 
+def test_a_part_is_read_into_its_own_place_where_that_fits(tmp_path) -> None:
+    tensor = torch.randn(7, 8, generator=torch.Generator().manual_seed(0))
+    entry = read_header(write(tmp_path / "x", {"x": tensor}))["x"]
+    rows = (slice(2, 5),)
+    for out, fits in ((torch.zeros(3, 8), True), (torch.zeros(8, 3).T, False),
+                      (torch.zeros(3, 8).double(), False)):  # fmt: skip
+        found = read_part(entry, rows, out)
+        assert (found is out) == fits and torch.equal(found, tensor[2:5])
+
+
 def test_no_byte_is_read_in_vain(tmp_path, monkeypatch) -> None:
     """Counted where bytes enter memory; the next file's test counts what the kernel hands out."""
     read, read_into = [], stored._read_into

@@ -1,0 +1,174 @@
+"""`python -m bench.loading`: how much memory and time a rank takes to load its part of a model.
+
+Writes a directory of random bf16 weights in the shape of 7B (13.5 GB; `--model` chooses another),
+reads its files from end to end, then has two processes load it, each its own part, kept in bf16.
+Before either reading the files are taken out of the page cache. The directory is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.report import machine
+from llama import PRESETS, LlamaConfig, Tokenizer, load_sharded, train_tokenizer
+from llama.checkpoint import Weights, unfilled
+from llama.files import replace_file
+from llama.huggingface import write_hf
+from llama.parallel import start
+
+BLOCK = 2**24  # bytes read at once where a file is merely read
+GB = 1e9
+SMALL = "small"
+WORDS = ("a line of words for a tokenizer of bytes and little else",)
+
+TEXT = """## Loading
+
+What `{command}` measured, on {machine}, torch {torch}, {day}: a directory of random bf16 weights in
+the shape of {model} ({size:.2f} GB in files of 5 GB), not in the page cache, loaded by {ranks}
+processes, each of which reads and keeps its own rows.
+
+| | |
+| --- | --- |
+| written, tensor by tensor | {written:.1f} s |
+| most memory of the process that wrote it, all it is made of included | {writer:.2f} GB |
+| files read from end to end, by one process | {read:.1f} s |
+| loaded by {ranks} ranks, start to last | **{loaded:.1f} s** |
+| most memory of a rank, Python and torch included | **{peak:.2f} GB** |
+| … of that before loading | {before:.2f} GB |
+| the model divided by the ranks, and 2 GB | {bound:.2f} GB |
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 1 if a rank took more memory than it should."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m bench.loading", description=__doc__)
+    parser.add_argument("--model", choices=PRESETS, default="7B", help="shape of the weights")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--room", type=Path, help="where to make the directory (the system's own)")
+    parser.add_argument("--out", type=Path, help="file to write the table to")
+    parser.add_argument("--as-rank-of", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.as_rank_of:
+        return load_as_rank(given.as_rank_of)
+    path = Path(tempfile.mkdtemp(prefix="loading-", dir=given.room))
+    try:
+        found = measure(path, PRESETS[given.model], given.ranks)
+    finally:
+        shutil.rmtree(path)
+    text = TEXT.format(
+        command=" ".join(["python -m bench.loading", *arguments]), machine=machine(),
+        torch=torch.__version__, day=date.today().isoformat(), model=given.model,
+        ranks=given.ranks, **found,
+    )  # fmt: skip
+    print(text)
+    if given.out:
+        replace_file(given.out, text.encode())
+    return int(found["peak"] > found["bound"])
+
+
+def measure(path: Path, config: LlamaConfig, ranks: int) -> dict[str, float]:
+    """Seconds and gigabytes of each step."""
+    size = 2 * config.parameter_count / GB
+    write_random(path / SMALL, PRESETS["tiny"])
+    started = time.perf_counter()
+    write_random(path, config)
+    written, writer = time.perf_counter() - started, most_memory()
+    read = min(read_through(path) for _ in range(2))
+    forget_files(path)
+    told = [line.split() for line in run_ranks(path, ranks)]
+    peak, before = (max(float(words[n]) for words in told) for n in (0, 1))
+    loaded = max(float(words[3]) for words in told) - min(float(words[2]) for words in told)
+    return {
+        "size": size, "written": written, "writer": writer, "read": read, "loaded": loaded,
+        "peak": peak, "before": before, "bound": size / ranks + 2,
+    }  # fmt: skip
+
+
+def write_random(path: Path, config: LlamaConfig) -> None:
+    """A checkpoint whose weights are made up one by one, when they are written."""
+    path.mkdir(exist_ok=True)
+    train_tokenizer(WORDS, path / "words.model", 280)
+    like = unfilled(config).to(torch.bfloat16).state_dict()
+
+    def made_up(name: str, part: object, out: object) -> Tensor:
+        return torch.randn(like[name].shape, dtype=torch.float32).to(torch.bfloat16)
+
+    write_hf(path, Weights(like, made_up), config, Tokenizer(path / "words.model"))
+
+
+def forget_files(path: Path) -> None:
+    """Takes files out of the page cache; what is not on the disk yet stays."""
+    for file in path.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_through(path: Path) -> float:
+    """Seconds that reading all weight files takes."""
+    forget_files(path)
+    block = memoryview(bytearray(BLOCK))
+    started = time.perf_counter()
+    for file in sorted(path.glob("*.safetensors")):
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(block):
+                pass
+    return time.perf_counter() - started
+
+
+def run_ranks(path: Path, ranks: int) -> list[str]:
+    """What each rank tells: its most memory, that before loading (GB), start and end (seconds)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "bench.loading", "--as-rank-of", str(path)]
+    where = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    told = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        raise RuntimeError("a rank failed; its output says why")
+    return told
+
+
+def load_as_rank(path: Path) -> int:
+    """What each of the processes does."""
+    group = start()
+    load_sharded(path / SMALL, group)  # imports what there is to import
+    group.barrier()
+    before, started = most_memory(), time.time()
+    model_and_tokenizer = load_sharded(path, group, torch.bfloat16, masters=torch.bfloat16)
+    group.barrier()
+    ended = time.time()
+    del model_and_tokenizer  # kept until all ranks were done
+    print(most_memory(), before, started, ended)
+    group.stop()
+    return 0
+
+
+def most_memory() -> float:
+    """The most memory that this process has had resident, in GB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / GB
+
+
+if __name__ == "__main__":
+    sys.exit(main())

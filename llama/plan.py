@@ -1,0 +1,120 @@
+"""How much memory a rank will need, phase by phase, before anything heavy is done.
+
+Counts what the code here allocates: the tensors that the autograd graph keeps, weight by weight and
+token by token. What a library takes for itself (buffers, fragments) is not in it. Knows no file, no
+rank and no trainer: what they would do is told by numbers.
+"""
+
+# C width, F width of the SwiGLU, H query heads, K width of keys, D of a head
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from llama.config import LlamaConfig
+
+MASTER = 4  # bytes of a weight as it is trained: fp32, and so are its gradient and Adam's moments
+SIDE_BY_SIDE = 2  # blocks that FSDP has whole at a time: the one at work, and the next
+LOGITS = 12  # bytes a logit: log-softmax, its gradient and the logits', all fp32
+DRAWN = 24  # bytes a logit while a token is drawn: probabilities, sorted, their sums in fp64
+PREFILL = 2048  # tokens of prompts that the engine reads at once
+
+
+@dataclass(frozen=True)
+class Training:
+    """What matters of a training run.
+
+    tokens, scored: of the largest forward pass, padding included, and of those with a loss.
+    attended: tokens that attention sees; more than `tokens` where a prompt's two answers share it.
+    width: bytes of a number in the computation. accumulates: a rank takes several such passes a
+    step. logits_at_once: numbers, as in `dpo.logprobs`.
+    """
+
+    ranks: int
+    tokens: int
+    attended: int
+    scored: int
+    width: int
+    dropout: bool
+    recompute: bool
+    accumulates: bool
+    logits_at_once: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What matters of sampling: samples side by side, of so many tokens each; prompts of so many,
+    each with so many of the samples.
+    """
+
+    width: int
+    slots: int
+    prompt_tokens: int
+    new_tokens: int
+    samples_a_prompt: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of a rank at its worst moment, by what they are for."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.parts.values())
+
+
+def saved_by_block(config: LlamaConfig, how: Training) -> int:
+    """Bytes that one block keeps for its backward pass.
+
+    ```
+      x  norm  h  │ q k v  out, log-sum-exp  (folded)  │ x  norm  h  │ w1  silu  w3  product
+    ```
+    Either half begins with x in fp32, which is x itself where the computation is in fp32.
+    """
+    C, F, H, w = config.dim, config.ffn_dim, config.n_heads, how.width
+    K = config.n_kv_heads * config.head_dim
+    half = (4 + w + w) * C + 4 + how.dropout * w * C  # x, norm, h; the norm's scale
+    attended = (2 * C + 2 * K) * w + 4 * H  # q, out, k, v
+    folded = w * C if how.attended != how.tokens else 0
+    return how.tokens * (2 * half + folded + 4 * F * w) + how.attended * attended
+
+
+def training(config: LlamaConfig, how: Training) -> Need:
+    """The need of SFT or DPO. With one micro-batch a step gradients come while activations go."""
+    C, V, w, P = config.dim, config.vocab_size, how.width, config.parameter_count
+    states = -(-P // how.ranks) * MASTER
+    block = block_parameters(config)
+    root = P - config.n_layers * block
+    is_cut = how.ranks > 1 or w != MASTER
+    # whole again while they compute: weights in that type, gradients in it and in fp32 on their way
+    gathered = is_cut * (w * (root + SIDE_BY_SIDE * block) + (w + MASTER) * max(block, root))
+    saves, head = saved_by_block(config, how), how.tokens * (4 + w) * C + how.scored * C * w
+    logits = min(how.scored, max(1, how.logits_at_once // V)) * V * LOGITS
+    # in a block's backward pass: gradients of the SwiGLU, and of one of its matrices
+    backward = how.tokens * (2 * config.ffn_dim + 2 * C) * w + config.ffn_dim * C * w
+    kept = config.n_layers * (how.tokens * C * w if how.recompute else saves)
+    kept += how.dropout * how.tokens * C * w  # the embeddings'
+    working = max(head + logits, backward + how.recompute * saves)
+    gradients = states
+    if not how.accumulates:
+        gradients = max(0, states - kept)
+    return Need(
+        {
+            "weights": states,
+            "gathered": gathered,
+            "gradients": gradients,
+            "optimizer": 2 * states,
+            "activations": kept,
+            "logits or a block at work": working,
+        }
+    )
+
+
+def block_parameters(config: LlamaConfig) -> int:
+    """Number of weights of one block."""
+    attention = 2 * config.dim * config.head_dim * (config.n_heads + config.n_kv_heads)
+    return attention + 3 * config.dim * config.ffn_dim + 2 * config.dim
