@@ -10,7 +10,7 @@ rank and no trainer: what they would do is told by numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llama.config import LlamaConfig
 
@@ -118,3 +118,25 @@ def block_parameters(config: LlamaConfig) -> int:
     """Number of weights of one block."""
     attention = 2 * config.dim * config.head_dim * (config.n_heads + config.n_kv_heads)
     return attention + 3 * config.dim * config.ffn_dim + 2 * config.dim
+
+
+def sampling(config: LlamaConfig, how: Sampling) -> Need:
+    """The need of writing samples. A GPU's cache takes fewer samples where not all of them fit."""
+    C, w, token = config.dim, how.width, kv_bytes(config, how.width)
+    prompts = -(-how.slots // how.samples_a_prompt) * how.prompt_tokens
+    # samples' slots grow by copying, first the keys, then the values
+    kv = (prompts + how.slots * how.new_tokens) * token
+    reading = PREFILL * (4 * C + 3 * config.ffn_dim) * w
+    logits = how.slots * config.vocab_size * DRAWN
+    return Need(
+        {
+            "weights": config.parameter_count * w,
+            "keys and values": kv + how.slots * how.new_tokens * token // 2,
+            "logits or prompts at work": max(reading, logits),
+        }
+    )
+
+
+def kv_bytes(config: LlamaConfig, width: int) -> int:
+    """Of the keys and values of one token."""
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * width

@@ -30,7 +30,12 @@ def read_part(entry: Entry, part: Part = (), out: Tensor | None = None) -> Tenso
     cuts = [range(n)[cut] for n, cut in zip(entry.shape, (*part, ALL, ALL))]
     assert all(cut.step == 1 for cut in cuts) and len(entry.shape) <= 2, (entry.shape, part)
     sizes = [len(cut) for cut in cuts]
-    if out is None or out.dtype != entry.dtype or out.is_cuda or not out.is_contiguous():
+    if (
+        out is None
+        or out.dtype != entry.dtype
+        or out.device.type != "cpu"
+        or not out.is_contiguous()
+    ):
         out = torch.empty(sizes, dtype=entry.dtype)
     assert list(out.shape) == sizes, (entry.shape, part, out.shape)
     width = entry.dtype.itemsize

@@ -9,7 +9,9 @@ from typing import Protocol, TypeVar
 
 from judge.rubric import SCALES
 from llama.parallel import Group, PeerLost, start
+from llama.weights import read_checkpoint
 from loop.files import json_bytes, read_json
+from loop.memory import advice, in_a_line, memory_of_a_rank, needs
 from loop.models import Models
 from loop.options import parse_arguments
 from loop.page import render_page
@@ -25,6 +27,9 @@ class Given(Protocol):
 
     @property
     def inputs(self) -> Mapping[str, Path]: ...
+
+    @property
+    def model(self) -> Path: ...
 
 
 class Trains(Protocol):
@@ -61,10 +66,23 @@ def _run(open_start: Open[G], begin: Begin[G], settings: Settings, group: Group)
     inputs, may_change = {**given.inputs, **named_inputs(settings)}, ("iterations",)
     identity = settings.identity()
     with Run.open(settings.run, identity, group, inputs=inputs, may_change=may_change) as run:
+        _tell_memory(run, settings, given.model, group)
         with stoppable(run.say, "stopped; what is finished is kept: the same command goes on"):
             begin(run, settings, given, Models(run, settings, group)).train()
         publish_report(run, settings.iterations)
         run.say(f"complete: everything lies in {run.root}, report.html to begin with")
+
+
+def _tell_memory(run: Run, settings: Settings, model: Path, group: Group) -> None:
+    """One line before anything heavy, and what to change if it is too much."""
+    try:
+        config = read_checkpoint(model).config
+    except ValueError:
+        return  # a finished run needs it no more; whoever loads it says what is wrong
+    memory = memory_of_a_rank(group)
+    run.say(in_a_line(needs(settings, config, group.world_size), memory))
+    for line in advice(settings, config, group.world_size, memory) if memory else ():
+        run.say(f"too little memory? {line}")
 
 
 def named_inputs(settings: Settings) -> dict[str, Path]:

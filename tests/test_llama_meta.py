@@ -197,9 +197,9 @@ def test_every_tensor_of_metas_is_accounted_for(tmp_path, edit, message) -> None
 
 
 def test_convert_reports_errors_and_overwrites_nothing(saved, tmp_path, capsys) -> None:
-    assert main(["convert", str(saved), str(saved), "--to", "meta"]) == 1
+    assert main(["convert", str(saved), str(saved), "--to", "meta"]) == 2
     assert "is not an empty directory" in capsys.readouterr().err
-    assert main(["convert", str(saved), str(tmp_path / "x"), "--to", "meta", "--shards", "3"]) == 1
+    assert main(["convert", str(saved), str(tmp_path / "x"), "--to", "meta", "--shards", "3"]) == 2
     assert "cannot be dealt to 3 parts" in capsys.readouterr().err
-    assert main(["convert", str(tmp_path / "none"), str(tmp_path / "x"), "--to", "hf"]) == 1
+    assert main(["convert", str(tmp_path / "none"), str(tmp_path / "x"), "--to", "hf"]) == 2
     assert not (tmp_path / "x").exists()

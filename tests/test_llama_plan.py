@@ -1,0 +1,154 @@
+"""The memory plan: what the graph really keeps, to the byte; laws; a process measured; the face."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.memory import in_a_fresh_process
+from dpo import Pair, Row, TrainSettings
+from dpo.descent import _training, forward_logps
+from dpo.lines import pair_line, row_line
+from dpo.logprobs import CHUNK_LOGITS
+from llama import PRESETS, Llama, LlamaConfig
+from llama.__main__ import main
+from llama.plan import Training, kv_bytes, sampling, saved_by_block, training
+from loop.memory import OURS, advice, needs, sampling_sizes, train_size
+from loop.options import parse_arguments
+
+SMALL = LlamaConfig(
+    vocab_size=400, dim=64, n_layers=2, n_heads=4, n_kv_heads=4, ffn_dim=90, max_seq_len=96
+)
+SHAPES = {"multi-head": SMALL, "grouped": replace(SMALL, n_kv_heads=2)}
+ALONE = Training(1, 4 * 48, 4 * 48, 4 * 47, 4, False, False, True, CHUNK_LOGITS)
+WAYS = {
+    "fp32": ALONE,
+    "dropout": replace(ALONE, dropout=True),
+    "bf16": replace(ALONE, width=2),
+    "pairs": replace(ALONE, attended=4 * 64),  # of 16 shared tokens and twice 16 others
+    "pairs in bf16": replace(ALONE, attended=4 * 64, width=2),
+}
+
+
+def kept_bytes(config: LlamaConfig, how: Training) -> int:
+    """What a forward pass over four lines of 48 tokens keeps for the backward pass, weights aside;
+    counted where autograd saves it.
+    """
+    model = Llama(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    model = model.to({4: torch.float32, 2: torch.bfloat16}[how.width])
+    if how.attended == how.tokens:
+        lines = [row_line(Row([3] * 48, [False] + [True] * 47), i, 96) for i in range(4)]
+    else:
+        mask = [False] * 16 + [True] * 16
+        two = Pair(*(Row([3] * 16 + [answer] * 16, mask) for answer in (4, 5)))
+        lines = [pair_line(two, i, 96) for i in range(4)]
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # alive, so that no address comes twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    settings = TrainSettings(1e-3, dropout=0.1 * how.dropout)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with _training(model, settings), hooks:
+        forward_logps(model, lines, torch.device("cpu"))
+    return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
+
+
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_a_block_keeps_what_the_plan_says_to_the_byte(config: LlamaConfig, how: Training) -> None:
+    """Two blocks more make the difference; what comes before and after the blocks cancels out."""
+    deeper = replace(config, n_layers=config.n_layers + 2)
+    more = kept_bytes(deeper, how) - kept_bytes(config, how)
+    assert more == 2 * saved_by_block(config, how)
+
+
+def test_the_tiny_models_training_takes_what_was_planned() -> None:
+    """In a process of its own; `python -m bench.memory` does so for all phases and for 134M."""
+    planned, measured = in_a_fresh_process("tiny", "DPO")
+    assert measured > 100e6
+    assert planned == pytest.approx(measured, rel=0.1)
+
+
+def test_states_are_those_of_adam_in_fp32() -> None:
+    count = PRESETS["7B"].parameter_count
+    need = training(PRESETS["7B"], ALONE)
+    states = [need.parts[name] for name in ("weights", "gradients", "optimizer", "gathered")]
+    assert states == [4 * count, 4 * count, 8 * count, 0]
+    for ranks in (2, 8, 64):
+        parts = training(PRESETS["7B"], replace(ALONE, ranks=ranks)).parts
+        assert parts["weights"] == -(-count // ranks) * 4 and parts["gathered"] > 0
+
+
+def test_recomputation_and_smaller_passes_save_memory() -> None:
+    config = PRESETS["13B"]
+    much = replace(ALONE, tokens=8192, attended=8192, scored=8192, ranks=8, width=2)
+    half = replace(much, tokens=4096, attended=4096, scored=4096)
+    assert (
+        training(config, replace(much, recompute=True)).total < 0.5 * training(config, much).total
+    )
+    assert (
+        training(config, half).parts["activations"] * 2
+        == (training(config, much).parts["activations"])
+    )
+
+
+def test_keys_and_values_are_counted_as_the_cache_holds_them() -> None:
+    assert kv_bytes(PRESETS["7B"], 2) == 512 * 1024  # the well-known half megabyte a token
+    assert kv_bytes(PRESETS["70B"], 2) == 320 * 1024  # an eighth as many heads, 80 layers
+    settings = parse_arguments(["--preset", "world"])
+    for size in sampling_sizes(settings, SMALL):
+        assert size.prompt_tokens + size.new_tokens <= SMALL.max_seq_len
+        once = replace(size, samples_a_prompt=1)
+        assert sampling(SMALL, once).total >= sampling(SMALL, size).total
+
+
+def test_no_pass_is_smaller_than_one_text() -> None:
+    settings = parse_arguments(["--preset", "paper", "--set", "sft.micro_tokens=1"])
+    assert train_size(settings, settings.sft, SMALL, 4, pairs=False).tokens == 96
+    assert train_size(settings, settings.dpo, SMALL, 16, pairs=True).tokens == 144
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("7B", 1), ("7B", 4), ("13B", 8), ("70B", 16)])
+def test_what_is_advised_fits(name: str, ranks: int) -> None:
+    """The advice, taken word for word, gives a plan that fits; and there is none where all fits."""
+    memory, config = 80 * 2**30, PRESETS[name]
+    settings = parse_arguments(["--preset", "paper"])
+    said = list(advice(settings, config, ranks, memory))
+    found = needs(settings, config, ranks)
+    too_large = [phase for phase in found if found[phase].total > OURS * memory]
+    assert too_large and [line.partition(":")[0] for line in said] == too_large
+    for line in said:
+        phase, _, rest = line.partition(":")
+        if "replica" in rest:
+            assert name == "70B"
+            continue
+        words = [word for change in re.findall(r"--set (\S+?)(?:[,:]|$)", rest)
+                 for word in ("--set", change)]  # fmt: skip
+        more = re.search(r"(\d+) ranks", rest)
+        changed = parse_arguments(["--preset", "paper", *words])
+        need = needs(changed, config, int(more[1]) if more else ranks)[phase]
+        assert need.total <= OURS * memory
+    assert not list(advice(settings, config, ranks, 1e15))
+
+
+def test_the_face_tells_each_phase(capsys, tmp_path) -> None:
+    assert main(["plan", "--model", "7B", "--gpus", "8", "--gpu-memory", "80G"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("7B: 6.74 billion weights, 8 ranks, bfloat16")
+    assert [line.split()[0] for line in out[1:4]] == ["SFT", "DPO", "sampling"]
+    assert "fits: weights 3.14" in out[1] and "keys and values" in out[3]
+    for arguments, message in (
+        (["--model", str(tmp_path)], "no checkpoint directory"),
+        (["--model", "7B", "--gpu-memory", "80"], "such as 80G"),
+        (["--model", "7B", "--gpus", "0"], "--gpus 0"),
+        (["--model", "7B", "--set", "sft.recompte=true"], "did you mean sft.recompute"),
+    ):
+        assert main(["plan", *arguments]) == 2
+        assert message in capsys.readouterr().err
