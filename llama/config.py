@@ -66,10 +66,15 @@ class LlamaConfig:
     @property
     def parameter_count(self) -> int:
         """Number of weights; a tied output is counted once."""
-        attention = 2 * self.dim * self.head_dim * (self.n_heads + self.n_kv_heads)
-        block = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
         tables = 1 if self.tie_embeddings else 2
-        return self.n_layers * block + tables * self.vocab_size * self.dim + self.dim
+        rest = tables * self.vocab_size * self.dim + self.dim
+        return self.n_layers * self.block_parameter_count + rest
+
+    @property
+    def block_parameter_count(self) -> int:
+        """Of them, those of one block."""
+        attention = 2 * self.dim * self.head_dim * (self.n_heads + self.n_kv_heads)
+        return attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
 
 
 def _check_field(name: str, kind: str, value: object) -> None:

@@ -5,7 +5,8 @@ token by token. What a library takes for itself (buffers, fragments) is not in i
 rank and no trainer: what they would do is told by numbers.
 """
 
-# C width, F width of the SwiGLU, H query heads, K width of keys, D of a head
+# C width, F width of the SwiGLU, H query heads, K width of all keys of a token, V vocabulary
+# P weights, w bytes of a number
 
 from __future__ import annotations
 
@@ -87,7 +88,7 @@ def training(config: LlamaConfig, how: Training) -> Need:
     """The need of SFT or DPO. With one micro-batch a step gradients come while activations go."""
     C, V, w, P = config.dim, config.vocab_size, how.width, config.parameter_count
     states = -(-P // how.ranks) * MASTER
-    block = block_parameters(config)
+    block = config.block_parameter_count
     root = P - config.n_layers * block
     is_cut = how.ranks > 1 or w != MASTER
     # whole again while they compute: weights in that type, gradients in it and in fp32 on their way
@@ -112,12 +113,6 @@ def training(config: LlamaConfig, how: Training) -> Need:
             "logits or a block at work": working,
         }
     )
-
-
-def block_parameters(config: LlamaConfig) -> int:
-    """Number of weights of one block."""
-    attention = 2 * config.dim * config.head_dim * (config.n_heads + config.n_kv_heads)
-    return attention + 3 * config.dim * config.ffn_dim + 2 * config.dim
 
 
 def sampling(config: LlamaConfig, how: Sampling) -> Need:
