@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.ranks import run_ranks
 from bench.report import machine
 from llama import PRESETS, LlamaConfig, Tokenizer, load_sharded, train_tokenizer
 from llama.checkpoint import Weights, unfilled
@@ -88,7 +87,8 @@ def measure(path: Path, config: LlamaConfig, ranks: int) -> dict[str, float]:
     written, writer = time.perf_counter() - started, most_memory()
     read = min(read_through(path) for _ in range(2))
     forget_files(path)
-    told = [line.split() for line in run_ranks(path, ranks)]
+    lines = run_ranks("bench.loading", ["--as-rank-of", str(path)], ranks)
+    told = [line.split() for line in lines]  # most memory, that before loading; start, end
     peak, before = (max(float(words[n]) for words in told) for n in (0, 1))
     loaded = max(float(words[3]) for words in told) - min(float(words[2]) for words in told)
     return {
@@ -127,26 +127,6 @@ def read_through(path: Path) -> float:
             while stream.readinto(block):
                 pass
     return time.perf_counter() - started
-
-
-def run_ranks(path: Path, ranks: int) -> list[str]:
-    """What each rank tells: its most memory, that before loading (GB), start and end (seconds)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "bench.loading", "--as-rank-of", str(path)]
-    where = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    running = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    told = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        raise RuntimeError("a rank failed; its output says why")
-    return told
 
 
 def load_as_rank(path: Path) -> int:

@@ -1,32 +1,32 @@
 """`python -m bench.memory`: what the memory plan says against what a process really takes.
 
-Trains (two steps of two micro-batches each) and samples, each in a fresh process, on the CPU: the
-tiny model in seconds, and one of 134M. Measured is the most resident memory above what the process
-had before it made the model. The processes give freed blocks back at once
-(MALLOC_MMAP_THRESHOLD_): by default glibc keeps those below 32 MB, in fragments, which a tiny model
-has many of, and its process may then hold two or three times what it uses.
+Trains (two steps of two micro-batches each) and samples, each time in a fresh process, in fp32 on
+the CPU: the tiny model in seconds, and one of 134M. With two ranks, it is the first one's memory.
+Measured is the most resident memory above what the process had before it made the model. The
+processes give freed blocks back at once (MALLOC_MMAP_THRESHOLD_): by default glibc keeps those
+below 32 MB, in fragments, which a tiny model has many of, and its process may then hold two or
+three times what it uses.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import os
 import random
-import subprocess
 import sys
 from datetime import date
 from pathlib import Path
 
 import torch
 
+from bench.ranks import run_ranks
 from bench.report import machine
 from bench.shapes import MEDIUM, TINY
 from dpo import Pair, Row, TrainSettings, train_dpo, train_sft
 from dpo.logprobs import CHUNK_LOGITS
 from llama import Llama, LlamaConfig
 from llama.files import replace_file
-from llama.parallel import Group
+from llama.parallel import Group, shard, start
 from llama.plan import Need, Sampling, Training, sampling, training
 from sampling import Decoding, Request
 from sampling.engine import generate
@@ -35,7 +35,7 @@ MODELS = {"tiny": TINY, "134M": MEDIUM}
 TOKENS = {"tiny": (4096, 512), "134M": (1024, 256)}  # of a forward pass, and of a row
 SLOTS = {"tiny": (256, 64, 128), "134M": (32, 128, 64)}  # slots, tokens of a prompt, new tokens
 N = 4  # samples of a prompt
-PHASES = ("SFT", "SFT, recompute", "DPO", "sampling")
+PHASES = ("SFT", "SFT, recompute", "SFT, two ranks", "DPO", "sampling")
 TOLERANCE = 0.1
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 FP32 = 4
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     phases = [given.phase] if given.phase else PHASES
     rows, good = [], True
     for model, phase in ((model, phase) for model in models for phase in phases):
-        planned, measured = in_a_fresh_process(model, phase)
+        planned, measured = in_fresh_processes(model, phase)
         good &= abs(planned / measured - 1) <= TOLERANCE
         cells = (model, phase, f"{planned / 1e6:,.1f}", f"{measured / 1e6:,.1f}")
         rows.append(f"| {' | '.join(cells)} | {planned / measured:.3f} |")
@@ -83,55 +83,58 @@ def main(arguments: list[str] | None = None) -> int:
     return int(not good)
 
 
-def in_a_fresh_process(model: str, phase: str) -> tuple[int, int]:
+def in_fresh_processes(model: str, phase: str) -> tuple[int, int]:
     """(planned, measured) bytes."""
-    words = [sys.executable, "-m", "bench.memory", "--here", "--model", model, "--phase", phase]
-    done = subprocess.run(
-        words, env={**os.environ, **GIVE_BACK}, stdout=subprocess.PIPE, text=True, check=True
-    )
-    planned, measured = map(int, done.stdout.split())
+    words, ranks = ["--here", "--model", model, "--phase", phase], 1 + phase.endswith("two ranks")
+    planned, measured = map(int, run_ranks("bench.memory", words, ranks, GIVE_BACK)[0].split())
     return planned, measured
 
 
 def in_this_process(name: str, phase: str) -> tuple[int, int]:
     """(planned, measured) bytes; to be asked of a process once."""
     config, draw = MODELS[name], random.Random(0)
-    work(Llama(LlamaConfig(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=8)))
+    group = start()
+    work(Llama(LlamaConfig(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=8)), group)
     gc.collect()
     before = memory("VmRSS")
     if phase == "sampling":
         need = sample(config, *SLOTS[name], draw)
     else:
-        need = train(config, *TOKENS[name], phase, draw)
+        need = train(config, *TOKENS[name], phase, draw, group)
+    group.stop()
     return need.total, memory("VmHWM") - before
 
 
-def work(model: Llama) -> None:
+def work(model: Llama, group: Group) -> None:
     """A step of a very small model, which takes what torch takes once."""
     model.init_weights()
+    shard(model, group)
     model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
     torch.optim.AdamW(model.parameters(), fused=True).step()
 
 
-def train(config: LlamaConfig, tokens: int, length: int, phase: str, draw: random.Random) -> Need:
-    """Two steps of two micro-batches; the plan for them."""
-    pairs, recompute = phase == "DPO", phase.endswith("recompute")
+def train(
+    config: LlamaConfig, tokens: int, length: int, phase: str, draw: random.Random, group: Group
+) -> Need:
+    """Two steps of two micro-batches a rank; the plan for them."""
+    pairs, recompute, ranks = phase == "DPO", phase.endswith("recompute"), group.world_size
     settings = TrainSettings(
-        1e-4, batch_size=2 * tokens // length, micro_tokens=tokens, dropout=0.0,
+        1e-4, batch_size=2 * ranks * tokens // length, micro_tokens=tokens, dropout=0.0,
         recompute=recompute, max_steps=2,
     )  # fmt: skip
     third, count = length // 3, 2 * settings.batch_size
     model = Llama(config)
     model.init_weights()
-    group = Group(0, 1, torch.device("cpu"), 1.0)
+    shard(model, group)
     if pairs:
         two = [ids(2 * third + third, config, draw) for _ in range(count)]
         train_dpo(model, [pair(three, third) for three in two], settings, seed=0, group=group)
     else:
-        rows = [Row(ids(length, config, draw), [False] + [True] * (length - 1))] * count
+        row = Row(ids(length, config, draw), [False] + [True] * (length - 1))
+        rows = [row] * count
         train_sft(model, rows, settings, seed=0, group=group)
     attended, scored = (tokens * 4 // 3, tokens * 2 // 3) if pairs else (tokens, tokens)
-    how = Training(1, tokens, attended, scored, FP32, False, recompute, True, CHUNK_LOGITS)
+    how = Training(ranks, tokens, attended, scored, FP32, False, recompute, True, CHUNK_LOGITS)
     return training(config, how)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.memory import in_a_fresh_process
+from bench.memory import in_fresh_processes
 from dpo import Pair, Row, TrainSettings
 from dpo.descent import _training, forward_logps
 from dpo.lines import pair_line, row_line
@@ -71,7 +71,7 @@ def test_a_block_keeps_what_the_plan_says_to_the_byte(config: LlamaConfig, how: 
 
 def test_the_tiny_models_training_takes_what_was_planned() -> None:
     """In a process of its own; `python -m bench.memory` does so for all phases and for 134M."""
-    planned, measured = in_a_fresh_process("tiny", "DPO")
+    planned, measured = in_fresh_processes("tiny", "DPO")
     assert measured > 100e6
     assert planned == pytest.approx(measured, rel=0.1)
 
