@@ -118,16 +118,16 @@ def training(config: LlamaConfig, how: Training) -> Need:
 def sampling(config: LlamaConfig, how: Sampling) -> Need:
     """The need of writing samples. A GPU's cache takes fewer samples where not all of them fit."""
     C, w, token = config.dim, how.width, kv_bytes(config, how.width)
-    prompts = -(-how.slots // how.samples_a_prompt) * how.prompt_tokens
-    # samples' slots grow by copying, first the keys, then the values
-    kv = (prompts + how.slots * how.new_tokens) * token
-    reading = PREFILL * (4 * C + 3 * config.ffn_dim) * w
-    logits = how.slots * config.vocab_size * DRAWN
+    prompts = -(-how.slots // how.samples_a_prompt) * how.prompt_tokens * token
+    own = how.slots * how.new_tokens * token
+    # in the end the slots grow once more by copying, first the keys, then the values
+    writing = own // 2 + how.slots * config.vocab_size * DRAWN
+    reading = PREFILL * (4 * C + 3 * config.ffn_dim) * w - own  # before there is anything of theirs
     return Need(
         {
             "weights": config.parameter_count * w,
-            "keys and values": kv + how.slots * how.new_tokens * token // 2,
-            "logits or prompts at work": max(reading, logits),
+            "keys and values": prompts + own,
+            "at work": max(reading, writing),
         }
     )
 

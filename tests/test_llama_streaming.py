@@ -15,7 +15,9 @@ from tiny_llama import GROUPED, tiny_model, tiny_tokenizer
 
 import llama
 from llama import files, huggingface
+from llama.meta import write_meta
 from llama.parallel import start
+from llama.weights import held, read_checkpoint
 
 WIDE = replace(GROUPED, dim=96, ffn_dim=512, vocab_size=2000)  # 2 MB: far more than what is around
 SMALL_FILES = 300_000
@@ -100,3 +102,23 @@ def test_the_count_sees_a_rank_that_reads_all(tmp_path) -> None:
     model, _ = llama.load(tmp_path)
     size = sum(weight.nbytes for weight in model.state_dict().values())
     assert size <= bytes_read() - before < size + 200_000
+
+
+def resident(file: Path) -> int:
+    """Bytes of a mapped file that this process has looked at."""
+    parts = Path("/proc/self/smaps").read_text().split(str(file))[1:]
+    return sum(1024 * int(part.split("Rss:")[1].split()[0]) for part in parts)
+
+
+def test_of_metas_parts_only_the_wanted_rows_are_looked_at(tmp_path) -> None:
+    """A quarter of the rows are a quarter of the part, or half of it where it is cut by rows and
+    holds but half of them; a control then reads all. (Large matrices: the kernel looks around.)
+    """
+    config = replace(GROUPED, dim=256, n_layers=1, n_heads=4, n_kv_heads=4, ffn_dim=32768)
+    write_meta(tmp_path, held(tiny_model(config).state_dict()), config, tiny_tokenizer(), parts=2)
+    weights, first = read_checkpoint(tmp_path).weights, tmp_path / "consolidated.00.pth"
+    for cut, least, most in ((4, 0.35, 0.6), (1, 0.9, 1.1)):
+        for name, tensor in weights.like.items():
+            rows = len(tensor) // cut
+            assert weights.read(name, (slice(0, rows),), None).shape[0] == rows
+        assert least < resident(first) / first.stat().st_size < most
