@@ -40,7 +40,7 @@ processes, each of which reads and keeps its own rows.
 
 | | |
 | --- | --- |
-| written, tensor by tensor | {written:.1f} s |
+| made up and written, tensor by tensor | {written:.1f} s |
 | most memory of the process that wrote it, all it is made of included | {writer:.2f} GB |
 | files read from end to end, by one process | {read:.1f} s |
 | loaded by {ranks} ranks, start to last | **{loaded:.1f} s** |
