@@ -66,9 +66,10 @@ def _run(open_start: Open[G], begin: Begin[G], settings: Settings, group: Group)
     inputs, may_change = {**given.inputs, **named_inputs(settings)}, ("iterations",)
     identity = settings.identity()
     with Run.open(settings.run, identity, group, inputs=inputs, may_change=may_change) as run:
+        loop = begin(run, settings, given, Models(run, settings, group))
         _tell_memory(run, settings, given.model, group)
         with stoppable(run.say, "stopped; what is finished is kept: the same command goes on"):
-            begin(run, settings, given, Models(run, settings, group)).train()
+            loop.train()
         publish_report(run, settings.iterations)
         run.say(f"complete: everything lies in {run.root}, report.html to begin with")
 
