@@ -91,8 +91,6 @@ def training(config: LlamaConfig, how: Training) -> Need:
     block = config.block_parameter_count
     root = P - config.n_layers * block
     is_cut = how.ranks > 1 or w != MASTER
-    # whole again while they compute: weights in that type, gradients in it and in fp32 on their way
-    gathered = is_cut * (w * (root + SIDE_BY_SIDE * block) + (w + MASTER) * max(block, root))
     saves, head = saved_by_block(config, how), how.tokens * (4 + w) * C + how.scored * C * w
     logits = min(how.scored, max(1, how.logits_at_once // V)) * V * LOGITS
     # in a block's backward pass: gradients of the SwiGLU, and of one of its matrices
@@ -100,13 +98,17 @@ def training(config: LlamaConfig, how: Training) -> Need:
     kept = config.n_layers * (how.tokens * C * w if how.recompute else saves)
     kept += how.dropout * how.tokens * C * w  # the embeddings'
     working = max(head + logits, backward + how.recompute * saves)
+    # Where ranks share the weights, some are whole while they compute, and so are gradients on their
+    # way to the ranks: the table's of the logits to the end, and a block's; after the blocks the rest
+    whole = w * (root + SIDE_BY_SIDE * block)
+    on_their_way = max((w + MASTER) * block + w * V * C, (w + MASTER) * root - kept - working)
     gradients = states
     if not how.accumulates:
         gradients = max(0, states - kept)
     return Need(
         {
             "weights": states,
-            "gathered": gathered,
+            "gathered": (whole + on_their_way) * is_cut,
             "gradients": gradients,
             "optimizer": 2 * states,
             "activations": kept,
