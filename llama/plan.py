@@ -98,8 +98,8 @@ def training(config: LlamaConfig, how: Training) -> Need:
     kept = config.n_layers * (how.tokens * C * w if how.recompute else saves)
     kept += how.dropout * how.tokens * C * w  # the embeddings'
     working = max(head + logits, backward + how.recompute * saves)
-    # Where ranks share the weights, some are whole while they compute, and so are gradients on their
-    # way to the ranks: the table's of the logits to the end, and a block's; after the blocks the rest
+    # Ranks that share the weights have some whole while they compute, and gradients on their way:
+    # the logits' table's, which stays to the end, and a block's; after the blocks, all the rest's.
     whole = w * (root + SIDE_BY_SIDE * block)
     on_their_way = max((w + MASTER) * block + w * V * C, (w + MASTER) * root - kept - working)
     gradients = states
