@@ -159,7 +159,7 @@ class Settings:
         _at_least(self, 1, "iterations")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, found {self.dtype!r}")
-        for name in ("beta", "nll_weight", "replay_weight"):
+        for name in ("loss", "beta", "flipped", "gamma", "nll_weight", "replay_weight"):
             if getattr(self.sft, name) != getattr(TrainSettings, name):
                 raise ValueError(
                     f"sft.{name} means nothing: SFT has no pairs; did you mean dpo.{name}?"
