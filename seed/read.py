@@ -69,7 +69,7 @@ def read_eft(path: Path) -> list[Row]:
 
 def read_ranked(path: Path) -> list[Row]:
     """Instructions with answers that people ranked."""
-    return read_rows(path, {"id": TEXT, "prompt": TEXT, "responses": _RESPONSES})
+    return read_rows(path, {"id": TEXT, "prompt": TEXT, "responses": RESPONSES})
 
 
 def read_held_out(path: Path) -> list[Row]:
@@ -93,4 +93,4 @@ def _is_response(value: Any) -> bool:
 
 
 _SCORE = Kind("a number from 0 to 5", _is_score)
-_RESPONSES = Kind("a list of two or more {text: string, rank: 0, 1, …}", _are_responses)
+RESPONSES = Kind("a list of two or more {text: string, rank: 0, 1, …}", _are_responses)
