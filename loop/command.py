@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from judge.rubric import SCALES
 from llama.parallel import Group, PeerLost, start
 from loop.files import json_bytes, read_json
-from loop.models import Models
+from loop.models import BASELINE, Models
 from loop.options import parse_arguments
 from loop.page import render_page
 from loop.report import build_report, render_text
@@ -81,6 +81,8 @@ def publish_report(run: Run, iterations: int) -> Row:
     report.
     """
     names = [f"M{t}" for t in range(1, iterations + 1)]
+    if run.stages(BASELINE):
+        names = [BASELINE, *names]
     report = build_report({name: _evaluation(run, name) for name in names})
     run.publish("report.json", json_bytes(report))
     run.publish("report.html", render_page(report, f"Self-rewarding run {run.root.name}").encode())

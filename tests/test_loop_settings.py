@@ -41,6 +41,7 @@ def test_the_paper_preset_holds_the_papers_numbers():
     assert (paper.prompts.temperature, paper.prompts.top_p) == (0.6, 0.9)
     assert (paper.responses.n, paper.responses.temperature, paper.responses.top_p) == (4, 0.7, 0.9)
     assert (paper.judging.k, paper.judging.temperature, paper.judging.top_p) == (3, 0.7, 0.9)
+    assert (paper.judging.eft_rows, paper.judging.practice) == (1630, 0)
     assert paper.iterations == 3 and paper.judging.rubric == "additive"
 
 
