@@ -113,8 +113,10 @@ class SelfRewarding:
 
     def seed_examples(self, t: int = 1) -> list[Example]:
         """IFT (instruction → answer); from M1 on EFT too (the judge's prompt → judgement)."""
-        ift = [(row["prompt"], row["response"]) for row in self.given.seed.ift]
-        return ift + (self.judged(self.given.seed.eft) or self.practise(0)) if t else ift
+        eft = self.judged(self.given.seed.eft) or self.practise(0) if t else []
+        if t and not eft:
+            raise ValueError(f"no judgement of {self.model(0)} agrees with people; give eft.jsonl")
+        return [(row["prompt"], row["response"]) for row in self.given.seed.ift] + eft
 
     def judged(self, rows: Rows) -> list[Example]:
         """Rows with a judgement: the judge's prompt, and what it should reply."""

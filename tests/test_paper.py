@@ -140,15 +140,15 @@ class Watched:
         self.trained.append((name, str(start), examples))
 
 
-def one_run(root, alone, monkeypatch, seed, **judging):
-    """M1 alone, by models that score "good" 5, all else 1. What was trained, what measured."""
+def one_run(root, alone, monkeypatch, seed, low=1, **judging):
+    """M1 alone, by models that score "good" 5, all else `low`. What was trained, what measured."""
 
     def judge(complete, rubric, items, *, k, **how):
         assert (complete.name, k) == ("M1-baseline", 3)
         return [
             {"id": f"{row['id']}.{n}", "response_id": row["id"], "k": n, "score": score,
              "text": f"Score: {score}"}
-            for row in items for n in range(k) for score in [5 if row["response"] == "good" else 1]
+            for row in items for n in range(k) for score in [(low, 5)[row["response"] == "good"]]
         ]  # fmt: skip
 
     monkeypatch.setattr("train.judge_responses", judge)
@@ -187,6 +187,12 @@ def test_without_judgements_a_baseline_makes_them(tmp_path, alone, monkeypatch):
     assert measured == [("M1-baseline", None), ("M1", "M1-baseline")]
     fewer, _ = one_run(tmp_path / "other", alone, monkeypatch, seed, eft_rows=3)
     assert fewer[1][2] == [("p", "a"), *made[:3]]
+
+
+def test_a_baseline_that_cannot_judge_ends_the_run(tmp_path, alone, monkeypatch):
+    seed = Seed(ift=IFT, eft=[], ranked=SETS, held_out=IFT, eft_ranked=SETS)
+    with pytest.raises(ValueError, match="M1-baseline agrees with people; give eft.jsonl"):
+        one_run(tmp_path, alone, monkeypatch, seed, low=5)
 
 
 def test_with_judgements_there_is_no_baseline(tmp_path, alone, monkeypatch):

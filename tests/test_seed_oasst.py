@@ -14,11 +14,14 @@ tests/data/oasst.trees.jsonl holds 30 trees of ours, and oasst.messages.jsonl th
 
 import gzip
 import json
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seed import rows
 from seed.items import without_repeats
@@ -244,6 +247,24 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, monk
     path.write_bytes(gzip.compress(b'{"message_id": "' + b"x" * 50_000_000))
     with pytest.raises(ValueError, match="bomb.gz:1: expected at most 10,000 bytes in a line"):
         read_source(path, "en")
+
+
+@given(st.data())
+def test_no_damage_does_anything_but_read_or_refuse(tmp_path_factory, data):
+    """A byte of a dump changed, a piece cut out, a line said twice."""
+    whole = data.draw(st.sampled_from([TREES, MESSAGES])).read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    end = data.draw(st.sampled_from([at, at + 1, at + 40, len(whole)]))
+    put = data.draw(st.sampled_from([b"", b"{", b'"', b"\xff", b"null", b"\n", whole[:5000]]))
+    path = tmp_path_factory.mktemp("any") / "dump.jsonl"
+    path.write_bytes(whole[:at] + put + whole[end:])
+    try:
+        items = read_source(path, "en").items
+    except ValueError as error:
+        assert re.match(r".*dump.jsonl:\d+: .*; ", str(error)), error
+        assert len(str(error)) < 400 + len(str(path))
+    else:
+        assert len(items) <= 30
 
 
 def test_reasons_come_in_the_order_of_their_number():
