@@ -7,8 +7,9 @@
 | ift.jsonl | best-ranked answers, to learn from | 3,200 |
 | eft_ranked.jsonl | ranked answers, to make judgements of | (1,775, 1,630 rows came of them) |
 
-No instruction is in two files. The seed draws which go where, in the order of the table; but those
-that can serve fewer ends are used first, so that ranked answers last. Knows no file and no source.
+No instruction is in two files. The seed draws which go where, in the order of the table. What is
+measured on is drawn from all that can serve; what is learnt from is first that which can serve no
+other end, so that ranked answers last. Knows no file and no source.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,43 +46,42 @@ def split(items: Sequence[Item], sizes: Sizes, seed: int) -> dict[str, list[Row]
 
     Raises ValueError, with what there is, if there is less than `sizes` asks for.
     """
-    good = [item for item in items if item.flaw is None]
-    Random(f"{seed}/seed data").shuffle(good)
-    good.sort(key=lambda item: (item.best is not None) + bool(item.ranked))  # stable: still random
-    pool = {item.id: item for item in good}
-    assert len(pool) == len(good), "ids are unique by now"
-    return {
-        "held_out": _taken(pool, "held_out", sizes.held_out, lambda item: 1, _held_out),
-        "ranked": _taken(pool, "ranked", sizes.ranked, lambda item: len(item.ranked), _ranked),
-        "ift": _taken(pool, "ift", sizes.ift, lambda item: item.best is not None, _ift),
-        "eft_ranked": _taken(
-            pool, "eft_ranked", sizes.eft_ranked, lambda item: len(item.ranked), _ranked
-        ),
-    }
+    pool = [item for item in items if item.flaw is None]
+    Random(f"{seed}/seed data").shuffle(pool)
+
+    def ranked(item: Item) -> int:
+        return len(item.ranked)
+
+    files = {}
+    files["held_out"], pool = _taken(pool, "held_out", sizes.held_out, lambda item: 1, _held_out)
+    files["ranked"], pool = _taken(pool, "ranked", sizes.ranked, ranked, _ranked)
+    pool.sort(key=lambda item: bool(item.ranked))  # stable: still as drawn
+    files["ift"], pool = _taken(pool, "ift", sizes.ift, lambda item: bool(item.best), _ift)
+    files["eft_ranked"], pool = _taken(pool, "eft_ranked", sizes.eft_ranked, ranked, _ranked)
+    return files
 
 
 def _taken(
-    pool: dict[str, Item],
+    pool: Sequence[Item],
     name: str,
     size: int | None,
     worth: Callable[[Item], int],
     row: Callable[[Item], Row],
-) -> list[Row]:
-    """Rows of items worth `size` together, which leave the pool."""
-    chosen: list[Item] = []
-    total = 0
-    for item in pool.values():
+) -> tuple[list[Row], list[Item]]:
+    """Rows of the first items worth `size` together, and the items that are left."""
+    rows, left, total = [], [], 0
+    for item in pool:
         if (size is None or total < size) and worth(item):
-            chosen.append(item)
+            rows.append(row(item))
             total += worth(item)
+        else:
+            left.append(item)
     if size is not None and total < size:
         raise ValueError(
             f"{name}: {size} asked for, {total} left in these sources; add a source, or ask for "
             "fewer of it, or of what is taken before it (held_out, ranked, ift, eft_ranked)"
         )
-    for item in chosen:
-        del pool[item.id]
-    return [row(item) for item in chosen]
+    return rows, left
 
 
 def _held_out(item: Item) -> Row:
