@@ -119,7 +119,7 @@ def dpo_norm_loss(
     """Length-normalised DPO: DPO on means per token, so that length alone earns no margin.
 
     chosen_tokens, rejected_tokens: how many tokens each sum is over, [B]. `beta` weighs nats per
-    token, so it is larger than DPO's. Lambert et al. 2024, "Tülu 3", arXiv 2411.15124, eq. 6.
+    token, so it is larger than DPO's. Lambert et al. 2024, "Tülu 3", arXiv 2411.15124.
     """
     return dpo_loss(
         policy_chosen / chosen_tokens,
