@@ -15,7 +15,7 @@ from pathlib import Path
 from judge import answer_pairs, judge_responses, load_rubric, make_eft, ranked_items
 from loop.command import run_command
 from loop.evaluate import Evaluation
-from loop.models import Example, Models
+from loop.models import BASELINE, Example, Models
 from loop.rows import Row, Rows, as_items
 from loop.run import Run
 from loop.settings import Settings
@@ -33,14 +33,15 @@ class SelfRewarding:
         self.rubric = load_rubric(settings.judging.rubric)
         self.evaluation = Evaluation(run, settings, given.seed, self.rubric)
         if settings.judging.practice and not given.seed.eft_ranked:
-            raise ValueError(
-                "no eft_ranked.jsonl in the seed data: add it, or set judging.practice=0"
-            )
+            raise ValueError("no eft_ranked.jsonl to practise on: add it, or judging.practice=0")
+        self.first = 1 if given.seed.eft else 0  # 0: SFT on IFT alone, to make the EFT rows
 
     def train(self) -> None:
-        """M1 → M2 → … → MN, each measured on both axes."""
-        self.models.sft(self.name(1), self.given.model, self.seed_examples(), self.settings.sft)
-        self.evaluate(1)
+        """(SFT baseline →) M1 → M2 → … → MN, each measured on both axes."""
+        for t in range(self.first, 2):
+            examples = self.seed_examples(t)
+            self.models.sft(self.name(t), self.given.model, examples, self.settings.sft)
+            self.evaluate(t)
         for t in range(1, self.settings.iterations):
             self.improve(t)
             self.evaluate(t + 1)
@@ -89,32 +90,33 @@ class SelfRewarding:
 
     def pair(self, t: int, prompts: Rows, responses: Rows, judgements: Rows) -> Rows:
         """The best answer of each prompt against the worst."""
-        return self.run.rows(
-            f"{self.name(t)}/pairs.jsonl",
-            lambda: answer_pairs(prompts, responses, judgements),
-            f"{self.name(t)}: preference pairs",
-        )
+        path, title = f"{self.name(t)}/pairs.jsonl", f"{self.name(t)}: preference pairs"
+        return self.run.rows(path, lambda: answer_pairs(prompts, responses, judgements), title)
 
     def practise(self, t: int) -> list[Example]:
-        """M_t judges what people ranked; where its scores say the same, it learns from itself."""
-        sets, k = self.given.seed.eft_ranked, self.settings.judging.practice
+        """M_t judges what people ranked; where its scores say the same, they are learnt from."""
+        sets, how = self.given.seed.eft_ranked, self.settings.judging
+        file, k, most = ("practice", how.practice, None) if t else ("eft", how.k, how.eft_rows)
 
         def make() -> tuple[Rows, dict[str, int]]:
-            return make_eft(sets, self.ask_judge(t, ranked_items(sets), k), seed=self.seed(t))
+            judgements = self.ask_judge(t, ranked_items(sets), k)
+            return make_eft(sets, judgements, seed=self.seed(t), most=most)
 
-        path, title = f"{self.name(t)}/practice.jsonl", f"{self.name(t)}: practising to judge"
+        path, title = f"{self.name(t)}/{file}.jsonl", f"{self.name(t)}: practising to judge"
         return self.judged(self.run.rows(path, make, title)) if k else []
 
     def evaluate(self, t: int) -> None:
         """Both axes. Only here the truth, where there is one, is seen; nothing learns from it."""
-        before = self.name(t - 1) if t > 1 else None
+        before = self.name(t - 1) if t > self.first else None
         complete = self.models.complete(self.model(t))
         self.evaluation.measure(self.name(t), before, complete, self.given.truth)
 
-    def seed_examples(self) -> list[Example]:
-        """IFT (instruction → answer) and EFT (the judge's prompt → judgement)."""
-        ift = [(row["prompt"], row["response"]) for row in self.given.seed.ift]
-        return ift + self.judged(self.given.seed.eft)
+    def seed_examples(self, t: int = 1) -> list[Example]:
+        """IFT (instruction → answer); from M1 on EFT too (the judge's prompt → judgement)."""
+        eft = self.judged(self.given.seed.eft) or self.practise(0) if t else []
+        if t and not eft:
+            raise ValueError(f"no judgement of {self.model(0)} agrees with people; give eft.jsonl")
+        return [(row["prompt"], row["response"]) for row in self.given.seed.ift] + eft
 
     def judged(self, rows: Rows) -> list[Example]:
         """Rows with a judgement: the judge's prompt, and what it should reply."""
@@ -128,7 +130,7 @@ class SelfRewarding:
 
     def name(self, t: int) -> str:
         """M_t's directory in the run; what it makes to teach M_t+1 lies there too."""
-        return f"M{t}"
+        return f"M{t}" if t else BASELINE
 
     def model(self, t: int) -> Path:
         """Where M_t lies."""

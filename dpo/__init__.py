@@ -3,7 +3,17 @@
 from dpo.checkpoint import forget
 from dpo.lines import Pair, Row
 from dpo.logprobs import response_logps
-from dpo.losses import cdpo_loss, dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss, sft_loss
+from dpo.losses import (
+    cdpo_loss,
+    dpo_loss,
+    dpo_norm_loss,
+    hinge_loss,
+    ipo_loss,
+    kl_estimate,
+    robust_dpo_loss,
+    sft_loss,
+    simpo_loss,
+)
 from dpo.settings import TrainSettings
 from dpo.trainer import train_dpo, train_sft
 
@@ -13,12 +23,15 @@ __all__ = [
     "TrainSettings",
     "cdpo_loss",
     "dpo_loss",
+    "dpo_norm_loss",
     "forget",
     "hinge_loss",
     "ipo_loss",
+    "kl_estimate",
     "response_logps",
     "robust_dpo_loss",
     "sft_loss",
+    "simpo_loss",
     "train_dpo",
     "train_sft",
 ]

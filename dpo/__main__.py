@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 import torch
 
 from dpo import Pair, Row, TrainSettings, forget, train_dpo, train_sft
+from dpo.settings import LOSSES
 from llama import Llama, Tokenizer, encode_example, load_sharded, save
 from llama.parallel import Group, start
 from seed.read import read_ift
@@ -109,7 +110,10 @@ _HELP = {
     "clip": "largest norm of the gradient",
     "dropout": "in training",
     "micro_tokens": "in one forward pass; lower it where memory is short",
+    "loss": f"DPO: one of {', '.join(LOSSES)} (docs/dpo.md)",
     "beta": "DPO: how dear it is to leave the reference",
+    "flipped": "cdpo, robust: share of the pairs that may be the wrong way round",
+    "gamma": "simpo: by how much the chosen reward must be ahead",
     "nll_weight": "DPO: weight of the chosen responses' loss per token",
     "replay_weight": "DPO: weight of the loss per token of --replay's rows",
     "max_steps": "stop after so many",
@@ -135,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _HELP.items():
         default = getattr(TrainSettings, name, None)
         text = text if default is None or "default" in text else f"{text}; default {default}"
-        kind = float if types[name] is float else int
+        kind = types[name] if types[name] in (float, str) else int
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
     return parser
 

@@ -1,6 +1,7 @@
 """Losses over summed response log-probabilities: tensors in, one loss per row out.
 
-Knows no model, no batch, no rank and no average: whoever sums also counts, and divides once.
+Knows no model, no batch, no rank and no average: whoever sums also counts, and divides once. What
+each is good for, and how the extra terms of a step are added: docs/dpo.md.
 """
 
 # B pairs (or rows)
@@ -106,12 +107,65 @@ def hinge_loss(
     return (1 - margin_B).relu(), chosen_B, rejected_B
 
 
+def dpo_norm_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    chosen_tokens: Tensor,
+    rejected_tokens: Tensor,
+    beta: float = 5.0,
+) -> Preference:
+    """Length-normalised DPO: DPO on means per token, so that length alone earns no margin.
+
+    chosen_tokens, rejected_tokens: how many tokens each sum is over, [B]. `beta` weighs nats per
+    token, so it is larger than DPO's. Lambert et al. 2024, "Tülu 3", arXiv 2411.15124.
+    """
+    return dpo_loss(
+        policy_chosen / chosen_tokens,
+        policy_rejected / rejected_tokens,
+        reference_chosen / chosen_tokens,
+        reference_rejected / rejected_tokens,
+        beta,
+    )
+
+
+def simpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    chosen_tokens: Tensor,
+    rejected_tokens: Tensor,
+    beta: float = 2.0,
+    gamma: float = 1.0,
+) -> Preference:
+    """SimPO: -log σ(β · gap of the means per token - γ), without any reference.
+
+    A reward is beta · mean log-probability; `gamma` is by how much the chosen one's must be ahead.
+    Meng et al. 2024, arXiv 2405.14734, eq. 6.
+    """
+    chosen_B = beta * policy_chosen / chosen_tokens
+    rejected_B = beta * policy_rejected / rejected_tokens
+    losses_B = -F.logsigmoid(chosen_B - rejected_B - gamma)
+    return losses_B, chosen_B.detach(), rejected_B.detach()
+
+
 def sft_loss(response_logps: Tensor) -> Tensor:
     """Negative log-likelihood [B] of each response in nats, *summed* over its tokens.
 
-    The loss per token is the sum over all rows divided, once, by the number of their tokens.
+    The loss per token is the sum over all rows divided, once, by the number of their tokens. Of the
+    chosen responses it is the NLL term that RPO adds (Pang et al. 2024, arXiv 2404.19733, eq. 1:
+    there each response is divided by its own length).
     """
     return -response_logps
+
+
+def kl_estimate(policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
+    """log π_ref - log π [B] of responses that the reference wrote, in nats, without gradient.
+
+    Its mean over such responses is KL(π_ref ‖ π), in expectation; one alone may be negative
+    (Schulman 2020, "Approximating KL divergence", k1).
+    """
+    return (reference_logps - policy_logps).detach()
 
 
 def _margin(

@@ -14,14 +14,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dpo.batches import Dealer, micro_batches
 from dpo.lines import Line, Pair, Row
-from dpo.losses import dpo_loss, sft_loss
-from dpo.settings import TrainSettings
+from dpo.losses import (
+    Preference,
+    cdpo_loss,
+    dpo_loss,
+    dpo_norm_loss,
+    hinge_loss,
+    ipo_loss,
+    kl_estimate,
+    robust_dpo_loss,
+    sft_loss,
+    simpo_loss,
+)
+from dpo.settings import FLIPPING, TrainSettings
 
 Shares = dict[str, Tensor]
+Both = tuple[Tensor, Tensor]  # of the chosen responses, and of the rejected
 
 
 @dataclass(frozen=True)
@@ -64,17 +77,18 @@ class SFT:
 
 
 class DPO:
-    """DPO's loss, mean over pairs, + nll_weight · loss per token of the chosen responses
+    """The preference loss, mean over pairs, + nll_weight · loss per token of the chosen responses
     + replay_weight · loss per token of replayed rows, as many in a step as pairs.
 
-    Shares: `loss`, the sum; means over pairs: `dpo_loss, accuracy, margin, chosen_reward,
-    rejected_reward, chosen_logp, rejected_logp`; per token: `chosen_nll`, `replay_nll`.
+    Shares: `loss`, the sum; means over pairs: `dpo_loss` (whichever was chosen), `accuracy, margin,
+    chosen_reward, rejected_reward, chosen_logp, rejected_logp`; over responses: `kl`; per token:
+    `chosen_nll`, `replay_nll`.
     """
 
     def __init__(
         self,
         pairs: Dealer[Pair],
-        reference: tuple[Tensor, Tensor],
+        reference: Both,
         replay: Dealer[Row] | None,
         settings: TrainSettings,
     ) -> None:
@@ -99,12 +113,12 @@ class DPO:
     def _measure_pairs(self, logp_S: Tensor, lines: list[Line], pairs: int, tokens: int) -> Shares:
         chosen_B, rejected_B = logp_S.view(-1, 2).unbind(dim=1)
         index = [line.index for line in lines]
-        reference_chosen_B, reference_rejected_B = (
-            logp_P[index].to(logp_S) for logp_P in self.reference
+        count_B2 = logp_S.new_tensor([line.count_S.tolist() for line in lines]).view(-1, 2)
+        reference: Both = (self.reference[0][index].to(logp_S), self.reference[1][index].to(logp_S))
+        losses_B, chosen_reward_B, rejected_reward_B = preference_loss(
+            self.settings, (chosen_B, rejected_B), reference, (count_B2[:, 0], count_B2[:, 1])
         )
-        losses_B, chosen_reward_B, rejected_reward_B = dpo_loss(
-            chosen_B, rejected_B, reference_chosen_B, reference_rejected_B, self.settings.beta
-        )
+        kl_B2 = kl_estimate(logp_S.view(-1, 2), torch.stack(reference, dim=1))
         means = {
             "dpo_loss": losses_B,
             "accuracy": chosen_reward_B > rejected_reward_B,
@@ -113,6 +127,7 @@ class DPO:
             "rejected_reward": rejected_reward_B,
             "chosen_logp": chosen_B,
             "rejected_logp": rejected_B,
+            "kl": kl_B2.mean(dim=1),
         }
         shares = {name: values_B.sum() / pairs for name, values_B in means.items()}
         shares["chosen_nll"] = sft_loss(chosen_B).sum() / tokens
@@ -122,3 +137,16 @@ class DPO:
     def _measure_replay(self, logp_S: Tensor, tokens: int) -> Shares:
         nll = sft_loss(logp_S).sum() / tokens
         return {"loss": self.settings.replay_weight * nll, "replay_nll": nll}
+
+
+def preference_loss(how: TrainSettings, policy: Both, reference: Both, tokens: Both) -> Preference:
+    """The loss that `how.loss` names. Of everything the chosen's [B] and the rejected's [B]."""
+    if how.loss == "simpo":
+        return simpo_loss(*policy, *tokens, how.beta, how.gamma)
+    if how.loss == "dpo_norm":
+        return dpo_norm_loss(*policy, *reference, *tokens, how.beta)
+    if how.loss in FLIPPING:
+        flipping = {"cdpo": cdpo_loss, "robust": robust_dpo_loss}[how.loss]
+        return flipping(*policy, *reference, how.beta, how.flipped)
+    plain = {"dpo": dpo_loss, "ipo": ipo_loss, "hinge": hinge_loss}[how.loss]
+    return plain(*policy, *reference, how.beta)

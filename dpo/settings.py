@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+LOSSES = ("dpo", "cdpo", "robust", "ipo", "hinge", "dpo_norm", "simpo")  # of `dpo.losses`
+FLIPPING = ("cdpo", "robust")  # they reckon with wrong labels
 POSITIVE = (
     "learning_rate", "epochs", "batch_size", "clip", "micro_tokens", "beta", "save_every",
 )  # fmt: skip
@@ -24,7 +26,10 @@ class TrainSettings:
     dropout: float = 0.1
     micro_tokens: int = 8192  # in one forward pass, padding included
     recompute: bool = False  # blocks run again in the backward pass: slower, far less memory
-    beta: float = 0.1  # DPO's inverse temperature
+    loss: str = "dpo"  # the preference loss, one of LOSSES
+    beta: float = 0.1  # its inverse temperature; dpo_norm and simpo, per token, want 2 or more
+    flipped: float = 0.0  # cdpo, robust: the share of pairs that may be the wrong way round
+    gamma: float = 0.0  # simpo: by how much the chosen reward must be ahead
     nll_weight: float = 0.0  # DPO: weight of the chosen responses' loss per token
     replay_weight: float = 0.0  # DPO: weight of the replayed rows' loss per token
     max_steps: int | None = None
@@ -34,9 +39,10 @@ class TrainSettings:
         for name in POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)!r}")
-        for name in ("warmup_steps", "weight_decay", "nll_weight", "replay_weight"):
+        for name in ("warmup_steps", "weight_decay", "gamma", "nll_weight", "replay_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)!r}")
+        self._check_loss()
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             found = self.min_learning_rate
             raise ValueError(
@@ -46,6 +52,18 @@ class TrainSettings:
             raise ValueError(f"dropout must be at least 0 and below 1, found {self.dropout!r}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, found {self.max_steps!r}")
+
+    def _check_loss(self) -> None:
+        """A parameter of another loss would be silently without effect: it is refused."""
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, found {self.loss!r}")
+        if self.loss in FLIPPING and not 0 < self.flipped < 0.5:
+            found = f"with loss {self.loss}, found {self.flipped!r}"
+            raise ValueError(f"flipped must lie between 0 and 0.5 {found}")
+        if self.loss not in FLIPPING and self.flipped != 0:
+            raise ValueError(f"flipped means nothing with loss {self.loss}; leave it at 0")
+        if self.loss != "simpo" and self.gamma != 0:
+            raise ValueError(f"gamma means nothing with loss {self.loss}; leave it at 0")
 
     def steps(self, steps_per_epoch: int) -> int:
         """Number of optimizer steps in the run."""

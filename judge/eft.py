@@ -15,16 +15,18 @@ Counts = dict[str, int]
 
 
 def make_eft(
-    ranked: Sequence[Row], judgements: Sequence[Row], *, seed: int
+    ranked: Sequence[Row], judgements: Sequence[Row], *, seed: int, most: int | None = None
 ) -> tuple[list[Row], Counts]:
     """EFT rows `{id, prompt, response, judgement, score}` out of judged ranked answers.
 
     ranked: rows `{id, prompt, responses: [{text, rank}]}`; judgements: those of `ranked_items`, k
     for each answer. Round k of an instruction is the k-th judgement of each of its answers; its
-    first round that agrees with people is kept, whole. Then the scores are rebalanced.
+    first round that agrees with people is kept, whole. Then the scores are rebalanced, and of the
+    rows the first `most` kept.
 
     Counts: `sets` = unranked (no two answers differ in rank) + unscored (no round has all scores)
-    + disagreeing + `agreeing`; `rows` = judgements of agreeing rounds − `rebalanced_away`.
+    + disagreeing + `agreeing`; `rows` = judgements of agreeing rounds − `rebalanced_away`
+    − `beyond_most`.
     """
     judgements_of = by_response(judgements)
     counts = Counter(dict.fromkeys(("sets", "unranked", "unscored", "disagreeing", "agreeing"), 0))
@@ -36,8 +38,13 @@ def make_eft(
         counts.update(("sets", _outcome(row, scored, agreed)))
         if agreed is not None:
             kept += [_eft_row(row, i, judgement) for i, judgement in enumerate(agreed)]
-    rows = rebalance(kept, seed)
-    return rows, dict(counts) | {"rebalanced_away": len(kept) - len(rows), "rows": len(rows)}
+    balanced = rebalance(kept, seed)
+    rows = balanced[:most]
+    left_out = {
+        "rebalanced_away": len(kept) - len(balanced),
+        "beyond_most": len(balanced) - len(rows),
+    }
+    return rows, dict(counts) | left_out | {"rows": len(rows)}
 
 
 def agreeing(ranked: Row, judgements: Sequence[Row]) -> bool:

@@ -12,7 +12,7 @@ from llama.parallel import Group, PeerLost, start
 from llama.weights import read_checkpoint
 from loop.files import json_bytes, read_json
 from loop.memory import advice, in_a_line, memory_of_a_rank, needs
-from loop.models import Models
+from loop.models import BASELINE, Models
 from loop.options import parse_arguments
 from loop.page import render_page
 from loop.report import build_report, render_text
@@ -100,6 +100,8 @@ def publish_report(run: Run, iterations: int) -> Row:
     report.
     """
     names = [f"M{t}" for t in range(1, iterations + 1)]
+    if run.stages(BASELINE):
+        names = [BASELINE, *names]
     report = build_report({name: _evaluation(run, name) for name in names})
     run.publish("report.json", json_bytes(report))
     run.publish("report.html", render_page(report, f"Self-rewarding run {run.root.name}").encode())

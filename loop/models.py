@@ -18,6 +18,7 @@ from loop.run import Run
 from loop.settings import Settings
 from sampling import Completer, Completion
 
+BASELINE = "M1-baseline"  # SFT on seed answers alone; it judges where the seed has no judgements
 Example = tuple[str, str]  # a prompt and the response to be learnt
 Metrics = dict[str, float]
 

@@ -78,13 +78,14 @@ class Judging:
 
     rubric: str = "additive"  # a name in judge/prompts, or a file
     k: int = 3  # judgements of a response, averaged
+    eft_rows: int | None = None  # most rows to be made where the seed has no eft.jsonl; none: all
     practice: int = 0  # judgements of each answer that people ranked; what agrees is learnt
     temperature: float = 0.7
     top_p: float = 0.9
     max_new_tokens: int = 512
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "k", "max_new_tokens")
+        _at_least(self, 1, "k", "max_new_tokens", "eft_rows")
         _at_least(self, 0, "practice")
         _decodes(self)
 
@@ -142,7 +143,7 @@ class Settings:
 
     run: str = "runs/world"
     model: str | None = None  # M0, in Hugging Face or Meta layout; none: the embedded base model
-    seed_data: str | None = None  # a directory of ift, eft, ranked, held_out .jsonl; none: embedded
+    seed_data: str | None = None  # a directory of .jsonl as `seed.read` says; none: embedded
     iterations: int = 3  # models made: M1 by SFT, each further one by DPO
     seed: int = 0
     dtype: str = "float32"  # of the computation: float32 or bfloat16
@@ -159,7 +160,7 @@ class Settings:
         _at_least(self, 1, "iterations")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, found {self.dtype!r}")
-        for name in ("beta", "nll_weight", "replay_weight"):
+        for name in ("loss", "beta", "flipped", "gamma", "nll_weight", "replay_weight"):
             if getattr(self.sft, name) != getattr(TrainSettings, name):
                 raise ValueError(
                     f"sft.{name} means nothing: SFT has no pairs; did you mean dpo.{name}?"

@@ -3,12 +3,13 @@
 | file | fields |
 |---|---|
 | ift.jsonl | id, prompt, response (and system, if there is one) |
-| eft.jsonl | id, prompt, response, judgement, score (0 to 5) |
+| eft.jsonl | id, prompt, response, judgement, score (0 to 5); may be missing |
 | ranked.jsonl | id, prompt, responses: [{text, rank}, …], two or more; rank 0 is the best |
 | held_out.jsonl | id, prompt |
-| eft_ranked.jsonl | as ranked.jsonl, to learn judging from; this file may be missing |
+| eft_ranked.jsonl | as ranked.jsonl, to learn judging from; may be missing if eft.jsonl is there |
 
-Fields beyond these are kept as they are. Every mistake is a ValueError with file and line.
+Without eft.jsonl a run makes such rows of eft_ranked.jsonl, as the paper did. Fields beyond these
+are kept as they are. Every mistake is a ValueError with file and line.
 """
 
 from dataclasses import dataclass
@@ -35,10 +36,10 @@ def read_seed(directory: Path) -> Seed:
     Raises ValueError for a missing or broken file, and for a prompt of held_out or ranked (what is
     measured) that ift, eft or eft_ranked (what is learnt) holds too.
     """
-    practice = directory / "eft_ranked.jsonl"
+    judged, practice = directory / "eft.jsonl", directory / "eft_ranked.jsonl"
     seed = Seed(
         ift=read_ift(directory / "ift.jsonl"),
-        eft=read_eft(directory / "eft.jsonl"),
+        eft=read_eft(judged) if judged.exists() or not practice.exists() else [],
         ranked=read_ranked(directory / "ranked.jsonl"),
         held_out=read_held_out(directory / "held_out.jsonl"),
         eft_ranked=read_ranked(practice) if practice.exists() else [],
@@ -69,7 +70,7 @@ def read_eft(path: Path) -> list[Row]:
 
 def read_ranked(path: Path) -> list[Row]:
     """Instructions with answers that people ranked."""
-    return read_rows(path, {"id": TEXT, "prompt": TEXT, "responses": _RESPONSES})
+    return read_rows(path, {"id": TEXT, "prompt": TEXT, "responses": RESPONSES})
 
 
 def read_held_out(path: Path) -> list[Row]:
@@ -93,4 +94,4 @@ def _is_response(value: Any) -> bool:
 
 
 _SCORE = Kind("a number from 0 to 5", _is_score)
-_RESPONSES = Kind("a list of two or more {text: string, rank: 0, 1, …}", _are_responses)
+RESPONSES = Kind("a list of two or more {text: string, rank: 0, 1, …}", _are_responses)

@@ -53,6 +53,13 @@ def test_pairs_make_a_model_that_prefers_the_chosen(model: Path, tmp_path: Path)
     assert not (out / "training.safetensors").exists()
 
 
+def test_the_loss_is_chosen_by_name(model: Path, tmp_path: Path) -> None:
+    data, out = write(tmp_path / "pairs.jsonl", pair_rows()), tmp_path / "out"
+    assert run(model, "--pairs", data, "--out", out, "--loss", "ipo", "--beta", 0.5) == 0
+    first = json.loads((out / "train.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == 1  # (0 - 1/(2 · 0.5))²
+
+
 def test_sft_rows_make_a_model_that_says_them(model: Path, tmp_path: Path) -> None:
     rows = sft_rows()
     rows[0]["system"] = "You count."
@@ -125,6 +132,8 @@ def test_bad_arguments_are_one_line(
     for arguments, complaint in (
         (there, "holds a model already"),
         ((*out, "--beta", 0), "beta must be above 0"),
+        ((*out, "--loss", "dop"), "loss must be one of dpo, cdpo,"),
+        ((*out, "--gamma", 0.5), "gamma means nothing with loss dpo"),
         ((*out, "--replay", data), "--replay and --replay-weight go together"),
         ((*out, "--replay-weight", 1), "--replay and --replay-weight go together"),
         (("--pairs", tmp_path / "none.jsonl", "--out", tmp_path / "out"), "none.jsonl"),

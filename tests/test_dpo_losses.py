@@ -1,7 +1,7 @@
-"""The preference losses: their laws, numbers worked by hand, and parity with TRL."""
+"""The preference losses: their laws, and numbers worked by hand."""
 
 import math
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpo.losses import cdpo_loss, dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss, sft_loss
+from dpo import TrainSettings
+from dpo.losses import (
+    cdpo_loss,
+    dpo_loss,
+    dpo_norm_loss,
+    hinge_loss,
+    ipo_loss,
+    kl_estimate,
+    robust_dpo_loss,
+    sft_loss,
+    simpo_loss,
+)
+from dpo.objectives import preference_loss
+from dpo.settings import LOSSES
 
 ALL = (dpo_loss, cdpo_loss, robust_dpo_loss, ipo_loss, hinge_loss)
+PLAIN = TrainSettings(learning_rate=1.0)
+SETTINGS = {
+    name: replace(PLAIN, loss=name, beta=0.3, flipped=0.2 * (name in ("cdpo", "robust")))
+    for name in LOSSES
+} | {"simpo": replace(PLAIN, loss="simpo", beta=2.0, gamma=0.7)}
 LOGP = st.floats(-300, 0, allow_nan=False)
 BETA = st.floats(0.01, 2.0)
 
@@ -136,86 +154,140 @@ def test_far_margins_stay_finite() -> None:
         assert at_margin(dpo_loss, margin).tolist() == pytest.approx([1e4, 0.0], rel=1e-6)
 
 
-class Trl:
-    """TRL's own loss, called on a trainer without a model, given log-probabilities."""
-
-    def __init__(self, loss_type: str, beta: float, flipped: float = 0.0) -> None:
-        pytest.importorskip("trl")
-        self.trainer = SimpleNamespace(
-            model=SimpleNamespace(training=True),
-            accelerator=SimpleNamespace(
-                device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x
-            ),
-            args=SimpleNamespace(),
-            beta=beta,
-            label_smoothing=flipped,
-            loss_types=[loss_type],
-            loss_weights=[1.0],
-            ld_alpha=None,
-            precompute_ref_logps=True,
-            f_divergence_type="reverse_kl",
-            use_weighting=False,
-            aux_loss_enabled=False,
-            _metrics=_Anything(),
-            _total_train_tokens=0,
-            _tp_size=1,
-        )
-
-    def __call__(self, chosen: Tensor, rejected: Tensor, *reference: Tensor) -> Tensor:
-        """The mean loss over pairs of responses of one token."""
-        from trl.trainer.dpo_trainer import DPOTrainer
-
-        logp = torch.cat([chosen, rejected])[:, None]
-        outputs = SimpleNamespace(
-            log_probs=logp, entropy=logp, mean_logits=logp, is_top1=torch.ones_like(logp).bool()
-        )
-        ones = torch.ones(len(logp), 2, dtype=torch.long)
-        inputs = {
-            "input_ids": ones,
-            "attention_mask": ones,
-            "completion_mask": torch.tensor([[0, 1]]).expand(len(logp), 2),
-            "ref_chosen_logps": reference[0],
-            "ref_rejected_logps": reference[1],
-        }
-        return DPOTrainer._compute_loss(self.trainer, lambda **_: outputs, inputs, False)
+def lengths(n: int = 7, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Tokens of the chosen and of the rejected responses, 1 to 30."""
+    draw = torch.Generator().manual_seed(seed)
+    chosen, rejected = torch.randint(1, 31, (2, n), generator=draw).double()
+    return chosen, rejected
 
 
-class _Anything(dict[str, Any]):
-    """A dictionary of dictionaries of lists."""
-
-    def __missing__(self, key: str) -> Any:
-        from collections import defaultdict
-
-        self[key] = defaultdict(list)
-        return self[key]
+def by_name(name: str, inputs: list[Tensor], tokens: tuple[Tensor, Tensor]) -> Any:
+    """The loss of a setting's name."""
+    return preference_loss(SETTINGS[name], (inputs[0], inputs[1]), (inputs[2], inputs[3]), tokens)
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs", "flipped"),
-    [
-        (dpo_loss, "sigmoid", None),
-        (hinge_loss, "hinge", None),
-        (ipo_loss, "ipo", None),
-        (robust_dpo_loss, "robust", 0.2),
-    ],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_parity_with_trl(ours: Any, theirs: str, flipped: float | None) -> None:
-    more = () if flipped is None else (flipped,)
-    inputs = logps(n=16)
-    expected = Trl(theirs, 0.3, flipped or 0.0)(*inputs)
-    torch.testing.assert_close(ours(*inputs, 0.3, *more)[0].mean(), expected, rtol=1e-13, atol=0)
-    swapped = [inputs[i] for i in (1, 0, 2, 3)]  # negative control: TRL must see the difference
-    assert not torch.isclose(ours(*swapped, 0.3, *more)[0].mean(), expected)
+def test_the_ones_by_length_worked_by_hand() -> None:
+    # means: policy −10/5 = −2 and −14/2 = −7, reference −11/5 = −2.2 and −12/2 = −6
+    tokens = wide(5), wide(2)
+    inputs = wide(-10), wide(-14), wide(-11), wide(-12)
+    losses, chosen, rejected = dpo_norm_loss(*inputs, *tokens, 0.5)
+    assert (chosen.item(), rejected.item()) == pytest.approx((0.1, -0.5))
+    assert losses.item() == pytest.approx(math.log(1 + math.exp(-0.6)))
+    losses, chosen, rejected = simpo_loss(*inputs[:2], *tokens, 0.5, 0.3)
+    assert (chosen.item(), rejected.item()) == (-1.0, -3.5)
+    assert losses.item() == pytest.approx(math.log(1 + math.exp(-(2.5 - 0.3))))
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_parity_of_conservative_with_trl() -> None:
-    """TRL smooths labels in its sorting loss alone; a single pair is sorted already."""
-    trl = Trl("aot", 0.3, 0.2)
-    for pair in range(4):
-        inputs = [x[pair : pair + 1] for x in logps()]
-        expected = trl(*inputs)
-        torch.testing.assert_close(
-            cdpo_loss(*inputs, 0.3, 0.2)[0].mean(), expected, rtol=1e-13, atol=0
-        )
+def test_normalised_by_one_token_is_plain_dpo() -> None:
+    inputs, one = logps(), torch.ones(7, dtype=torch.float64)
+    for ours, plain in zip(
+        dpo_norm_loss(*inputs, one, one, 0.3), dpo_loss(*inputs, 0.3), strict=True
+    ):
+        assert torch.equal(ours, plain)
+
+
+def test_saying_everything_twice_changes_nothing_by_length() -> None:
+    """Twice the log-probability over twice the tokens; plain DPO sees twice the margin."""
+    inputs, tokens = logps(), lengths()
+    twice = [2 * x for x in inputs]
+    doubled = 2 * tokens[0], 2 * tokens[1]
+    for name in ("dpo_norm", "simpo"):
+        now, then = by_name(name, inputs, tokens)[0], by_name(name, twice, doubled)[0]
+        torch.testing.assert_close(now, then, rtol=1e-12, atol=0)
+    assert not torch.allclose(dpo_loss(*inputs)[0], dpo_loss(*twice)[0])
+
+
+def test_simpo_knows_no_reference_and_moves_the_threshold() -> None:
+    policy, tokens = logps()[:2], lengths()
+    free = by_name("simpo", [*policy, wide(*[-3.0] * 7), wide(*[-9.0] * 7)], tokens)[0]
+    assert torch.equal(free, by_name("simpo", logps(), tokens)[0])
+    chosen, rejected = wide(-2.0), wide(-3.0)  # ahead by 1 = gamma: as likely wrong as right
+    loss = simpo_loss(chosen, rejected, wide(1), wide(1), 1.0, 1.0)[0]
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-15)
+
+
+AT_ZERO = {"dpo": math.log(2), "cdpo": math.log(2), "robust": math.log(2), "hinge": 1.0,
+           "ipo": (1 / 0.6) ** 2, "dpo_norm": math.log(2)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AT_ZERO)
+def test_the_loss_where_policy_is_reference(name: str) -> None:
+    chosen, rejected, *_ = logps()
+    losses = by_name(name, [chosen, rejected, chosen, rejected], lengths())[0]
+    assert losses.tolist() == pytest.approx([AT_ZERO[name]] * 7, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_at_first_each_pushes_the_chosen_up_and_the_rejected_down(name: str) -> None:
+    chosen, rejected, *_ = logps()
+    inputs = [chosen.requires_grad_(), rejected.requires_grad_()]
+    same = [chosen.detach(), rejected.detach()]
+    by_name(name, [*inputs, *same], lengths())[0].sum().backward()
+    assert chosen.grad is not None and (chosen.grad < 0).all()
+    assert rejected.grad is not None and (rejected.grad > 0).all()
+
+
+FALLING_FOR_EVER = ("dpo", "robust", "hinge", "dpo_norm", "simpo")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_larger_gap_costs_less_and_where_that_ends(name: str) -> None:
+    """IPO wants the gap 1/(2β), cDPO a margin of the labels' log odds; beyond, both lead back."""
+    gap = torch.linspace(-40, 40, 161, dtype=torch.float64)
+    zero, one = torch.zeros_like(gap), torch.ones_like(gap)
+    losses = by_name(name, [gap, zero, zero, zero], (one, one))[0]
+    falls = losses.diff() <= 0
+    if name in FALLING_FOR_EVER:
+        assert falls.all()
+    else:
+        best = {"ipo": 1 / 0.6, "cdpo": math.log(0.8 / 0.2) / 0.3}[name]
+        assert falls[gap[1:] <= best].all() and not falls[gap[:-1] >= best].any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_match_finite_differences_by_name(name: str) -> None:
+    inputs, tokens = [x.requires_grad_() for x in logps()], lengths()
+    used = inputs[:2] if name == "simpo" else inputs
+    assert torch.autograd.gradcheck(
+        lambda *x: by_name(name, [*x, *inputs[len(x) :]], tokens)[0], used
+    )
+
+
+def test_each_name_is_its_function() -> None:
+    inputs, (chosen, rejected) = logps(), lengths()
+    expected = {
+        "dpo": dpo_loss(*inputs, 0.3),
+        "cdpo": cdpo_loss(*inputs, 0.3, 0.2),
+        "robust": robust_dpo_loss(*inputs, 0.3, 0.2),
+        "ipo": ipo_loss(*inputs, 0.3),
+        "hinge": hinge_loss(*inputs, 0.3),
+        "dpo_norm": dpo_norm_loss(*inputs, chosen, rejected, 0.3),
+        "simpo": simpo_loss(*inputs[:2], chosen, rejected, 2.0, 0.7),
+    }
+    assert tuple(expected) == LOSSES
+    losses = {name: by_name(name, inputs, (chosen, rejected))[0] for name in LOSSES}
+    for name, values in expected.items():
+        assert torch.equal(losses[name], values[0])
+    values = [loss.sum().item() for loss in losses.values()]
+    assert len(set(values)) == len(LOSSES)  # no two names are the same loss
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.integers(0, 5))
+def test_the_kl_estimate_is_right_on_average(scores: list[float], turn: int) -> None:
+    """All responses, each as often as the reference says it: then the mean is the KL divergence."""
+    reference = torch.log_softmax(wide(*scores), dim=0)
+    policy = reference.roll(turn % len(scores))
+    mean = (reference.exp() * kl_estimate(policy, reference)).sum()
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=reference),
+        torch.distributions.Categorical(logits=policy),
+    )
+    assert mean.item() == pytest.approx(kl.item(), abs=1e-9)
+
+
+def test_the_kl_estimate_is_the_rewards_over_beta() -> None:
+    """So it rises exactly where both log-probabilities fall, whatever the margin does."""
+    inputs = logps()
+    _, chosen, rejected = dpo_loss(*inputs, 0.2)
+    estimate = kl_estimate(inputs[0], inputs[2]) + kl_estimate(inputs[1], inputs[3])
+    torch.testing.assert_close(estimate, -(chosen + rejected) / 0.2)

@@ -26,7 +26,8 @@ def close(ours: Path, theirs: Path) -> None:
     for mine, other in zip(records(ours), records(theirs), strict=True):
         assert mine.keys() == other.keys() and mine["tokens"] == other["tokens"]
         for name, value in mine.items():
-            assert value == pytest.approx(other[name], abs=1e-5, rel=2e-5), name
+            nats = 1e-4 if name == "kl" else 1e-5  # what is left of sums of some hundred nats
+            assert value == pytest.approx(other[name], abs=nats, rel=2e-5), name
 
 
 def test_two_ranks_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

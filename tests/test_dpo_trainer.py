@@ -81,6 +81,49 @@ def test_dpo_prefers_the_chosen(tmp_path: Path) -> None:
     assert last["margin"] == pytest.approx(last["chosen_reward"] - last["rejected_reward"])
 
 
+@pytest.mark.parametrize(
+    ("loss", "changes", "first"),
+    [
+        ("cdpo", {"flipped": 0.1}, math.log(2)),
+        ("robust", {"flipped": 0.1}, math.log(2)),
+        ("ipo", {"beta": 0.5}, 1.0),
+        ("hinge", {}, 1.0),
+        ("dpo_norm", {"beta": 5.0}, math.log(2)),
+        ("simpo", {"beta": 2.0, "gamma": 0.5}, None),
+    ],
+)
+def test_every_loss_can_be_descended(
+    tmp_path: Path, loss: str, changes: dict[str, Any], first: float | None
+) -> None:
+    how = {"learning_rate": 1e-3, "min_learning_rate": 0, "batch_size": 20, "warmup_steps": 0}
+    last = dpo(tiny_model(), tmp_path, loss=loss, epochs=6, **how, **changes)
+    begin = records(tmp_path)[0]
+    if first is None:  # SimPO: from the means per token, with no reference
+        model, beta, gamma = tiny_model(), changes["beta"], changes["gamma"]
+        rewards = [
+            [
+                beta * alone(model, row).item() / sum(row.is_response)
+                for row in (p.chosen, p.rejected)
+            ]
+            for p in pairs(20)
+        ]
+        first = sum(math.log1p(math.exp(r - c + gamma)) for c, r in rewards) / 20
+    assert begin["loss"] == begin["dpo_loss"] == pytest.approx(first, rel=1e-5)
+    assert last["loss"] < begin["loss"] and last["margin"] > begin["margin"]
+
+
+def test_the_kl_estimate_is_the_mean_fall_of_the_log_probabilities(tmp_path: Path) -> None:
+    dpo(tiny_model(), tmp_path, batch_size=20, epochs=4, beta=0.2, learning_rate=1e-2)
+    begin, *later = records(tmp_path)
+    assert begin["kl"] == 0
+    for record in later:
+        fall = begin["chosen_logp"] - record["chosen_logp"]
+        fall += begin["rejected_logp"] - record["rejected_logp"]
+        assert record["kl"] == pytest.approx(fall / 2, abs=1e-4) and record["kl"] != 0
+        rewards = record["chosen_reward"] + record["rejected_reward"]
+        assert record["kl"] == pytest.approx(-rewards / 0.2 / 2, abs=1e-4)
+
+
 def test_extra_losses_are_added_with_their_weights(tmp_path: Path) -> None:
     dpo(tiny_model(), tmp_path, nll_weight=0.3, replay_weight=0.2)
     for record in records(tmp_path):
@@ -173,7 +216,9 @@ def test_data_that_cannot_be_trained_on() -> None:
         {"learning_rate": 0.0}, {"learning_rate": math.nan}, {"min_learning_rate": 1.0},
         {"epochs": 0}, {"batch_size": 0}, {"warmup_steps": -1}, {"weight_decay": -0.1},
         {"clip": 0}, {"dropout": 1.0}, {"micro_tokens": 0}, {"beta": 0}, {"nll_weight": -1},
-        {"replay_weight": -1}, {"max_steps": 0}, {"save_every": 0},
+        {"replay_weight": -1}, {"max_steps": 0}, {"save_every": 0}, {"loss": "dop"},
+        {"flipped": 0.1}, {"flipped": 0.5, "loss": "robust"}, {"flipped": 0, "loss": "cdpo"},
+        {"gamma": 0.5, "loss": "ipo"}, {"gamma": -1, "loss": "simpo"},
     ],
 )  # fmt: skip
 def test_impossible_settings_are_named(changes: dict[str, Any]) -> None:

@@ -77,8 +77,17 @@ def test_first_agreeing_round_is_kept_whole() -> None:
     ]
     assert counts == {
         "sets": 1, "unranked": 0, "unscored": 0, "disagreeing": 0, "agreeing": 1,
-        "rebalanced_away": 0, "rows": 2,
+        "rebalanced_away": 0, "beyond_most": 0, "rows": 2,
     }  # fmt: skip
+
+
+def test_no_more_rows_than_asked_for() -> None:
+    sets = [ranked(f"q{i}", 0, 1) for i in range(4)]
+    given = [row for entry in sets for row in judgements(entry, [4, 2])]
+    rows, counts = make_eft(sets, given, seed=0)
+    fewer, cut = make_eft(sets, given, seed=0, most=5)
+    assert fewer == rows[:5] and len(rows) == 8
+    assert (cut["rows"], cut["beyond_most"], counts["beyond_most"]) == (5, 3, 0)
 
 
 def test_every_set_is_counted_once() -> None:

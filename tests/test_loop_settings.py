@@ -41,6 +41,7 @@ def test_the_paper_preset_holds_the_papers_numbers():
     assert (paper.prompts.temperature, paper.prompts.top_p) == (0.6, 0.9)
     assert (paper.responses.n, paper.responses.temperature, paper.responses.top_p) == (4, 0.7, 0.9)
     assert (paper.judging.k, paper.judging.temperature, paper.judging.top_p) == (3, 0.7, 0.9)
+    assert (paper.judging.eft_rows, paper.judging.practice) == (1630, 0)
     assert paper.iterations == 3 and paper.judging.rubric == "additive"
 
 
@@ -71,6 +72,7 @@ def test_every_top_level_flag_is_the_setting_of_its_name():
         ("prompts.writer=current", "current"),
         ('prompts.writer="current"', "current"),
         ("dpo.recompute=true", True),
+        ("dpo.loss=ipo", "ipo"),
         ("dpo.beta=1", 1.0),
     ],
 )
@@ -119,6 +121,9 @@ def test_an_impossible_value_is_told_by_the_place_that_gave_it(tmp_path):
         ("dtype=float16", "dtype must be float32 or bfloat16, found 'float16'"),
         ("evaluation.level=1", "evaluation.level must lie between 0 and 1, found 1.0"),
         ("sft.nll_weight=1", "sft.nll_weight means nothing: SFT has no pairs"),
+        ("sft.loss=ipo", "sft.loss means nothing: SFT has no pairs"),
+        ("dpo.loss=dop", "dpo.loss must be one of dpo, cdpo, robust,"),
+        ("dpo.gamma=1", "dpo.gamma means nothing with loss dpo"),
     ]:
         assert refusal("--set", text).startswith(f"--set {text}: {said}")
     assert refusal("--iterations", "0").startswith("the flags: iterations must be at least 1")

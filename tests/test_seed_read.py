@@ -144,6 +144,14 @@ def test_a_seed_directory_without_answers_to_practise_on_is_read(tmp_path):
     assert read_seed(tmp_path).eft_ranked == []
 
 
+def test_without_judgements_there_must_be_answers_to_make_them_of(tmp_path):
+    (seed_directory(tmp_path) / "eft.jsonl").unlink()
+    assert read_seed(tmp_path).eft == [] and read_seed(tmp_path).eft_ranked == [EFT_RANKED]
+    (tmp_path / "eft_ranked.jsonl").unlink()
+    with pytest.raises(ValueError, match="eft.jsonl: cannot be read .No such file"):
+        read_seed(tmp_path)
+
+
 @pytest.mark.parametrize("measured", ["held_out", "ranked"])
 @pytest.mark.parametrize("learnt", ["ift", "eft", "eft_ranked"])
 def test_what_is_measured_is_not_learnt_from(tmp_path, measured, learnt):
