@@ -47,6 +47,15 @@ class Cache:
         """Tokens that memory is, or will be, taken for."""
         return self.shared.size + sum(cohort.tokens_held for cohort in self.cohorts)
 
+    @property
+    def bytes_held(self) -> int:
+        """Memory taken by now."""
+        tensors = [self.shared.k_YCGD, self.shared.v_YCGD]
+        for cohort in self.cohorts:
+            tensors += [cohort.prefix_k_YRGDT, cohort.prefix_v_YRGTD]
+            tensors += [cohort.suffix_k_YSGND, cohort.suffix_v_YSGND]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def share(self, C: int) -> Shared:
         """What reads the C tokens that all prompts begin with, as one row, before any prompt.
 

@@ -2,6 +2,7 @@
 
 from sampling.batch import Decoding, Sample
 from sampling.complete import Completer, Completion
-from sampling.engine import Request, generate
+from sampling.engine import generate
+from sampling.spread import Request
 
 __all__ = ["Completer", "Completion", "Decoding", "Request", "Sample", "generate"]

@@ -17,18 +17,21 @@ import torch
 from llama import Llama, LlamaConfig, Tokenizer, encode_prompt, load
 from llama.parallel import Group, start
 from loop.files import jsonl_bytes, write
-from sampling.bar import progress_bar
 from sampling.batch import Decoding, Sample
-from sampling.engine import Request, generate
+from sampling.complete import sample_on_ranks
+from sampling.spread import Request
 from sampling.talk import Talk
 from seed.rows import STRING, Kind, Row, read_rows, refuse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 2 for a mistake of the user's, 130 for Ctrl-C."""
+    """The command line; returns the exit code.
+
+    1 some prompts were refused · 2 a mistake of the user's · 130 Ctrl-C
+    """
     given = parse(arguments)
     try:
-        rows = read(given.source, given.raw) if given.source else None
+        rows, refused = read(given.source, given.raw) if given.source else None, 0
         group = start()
         dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
         model, tokenizer = load(given.model, dtype, group.device)
@@ -37,12 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rows is None:
             chat(Talk(model, tokenizer, decoding, given.seed, given.system))
         else:
-            encode = None if given.raw else partial(encode_prompt, tokenizer)
-            requests = requests_of(rows, given.source, encode, given.n, model.config)
-            samples = sample(model, requests, decoding, given.seed, group)
-            if group.is_main:
-                decode = tokenizer.decode if given.raw else partial(decode_answer, tokenizer)
-                write(given.target, jsonl_bytes(sample_rows(requests, samples, decode)))
+            refused = sample_file(given, rows, model, tokenizer, decoding, group)
         group.stop()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -50,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
-    return 0
+    return 1 if refused else 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -102,9 +100,6 @@ def requests_of(
     requests = []
     for line, row in enumerate(rows, start=1):
         ids = encode(row["prompt"]) if encode else row["token_ids"]
-        if len(ids) >= config.max_seq_len:
-            complaint = f"expected fewer than {config.max_seq_len} tokens, found {len(ids)}"
-            refuse(path, line, complaint, "shorten the prompt")
         if max(ids) >= config.vocab_size:
             complaint = f"expected token ids below {config.vocab_size}, found {max(ids)}"
             refuse(path, line, complaint, "use the tokenizer of this model")
@@ -112,15 +107,35 @@ def requests_of(
     return requests
 
 
-def sample(
-    model: Llama, requests: list[Request], decoding: Decoding, seed: int, group: Group
-) -> list[list[Sample]]:
-    """The samples of all requests, on all ranks, each rank having made a part."""
-    mine = group.slice(requests)
-    total = sum(request.n for request in mine)
-    with progress_bar(total, "sampling", shown=group.is_main) as tell:
-        made = generate(model, mine, decoding, seed=seed, progress=tell)
-    return group.gather_rows(made)
+def sample_file(
+    given: argparse.Namespace,
+    rows: Sequence[Row],
+    model: Llama,
+    tokenizer: Tokenizer,
+    decoding: Decoding,
+    group: Group,
+) -> int:
+    """Writes the samples of all rows; says which are refused, and returns how many these are."""
+    encode = None if given.raw else partial(encode_prompt, tokenizer)
+    decode = tokenizer.decode if given.raw else partial(decode_answer, tokenizer)
+    requests = requests_of(rows, given.source, encode, given.n, model.config)
+    samples = sample_on_ranks(
+        model,
+        requests,
+        decoding,
+        seed=given.seed,
+        group=group,
+        description="sampling",
+        shown=group.is_main,
+    )
+    refused = [
+        (request.id, made[0].refused) for request, made in zip(requests, samples) if made[0].refused
+    ]
+    if group.is_main:
+        write(given.target, jsonl_bytes(sample_rows(requests, samples, decode)))
+        for name, why in refused:
+            print(f"refused: {name!r}: {why}", file=sys.stderr)
+    return len(refused)
 
 
 def sample_rows(
@@ -128,7 +143,9 @@ def sample_rows(
     samples: Sequence[Sequence[Sample]],
     decode: Callable[[list[int]], str],
 ) -> list[Row]:
-    """Rows `{id, prompt_id, k, text, token_ids, finished}`, and `logps` where samples have them."""
+    """Rows `{id, prompt_id, k, text, token_ids, finished}`, and `logps` or `refused` where samples
+    have them.
+    """
     return [
         {
             "id": f"{request.id}.{k}",
@@ -138,6 +155,7 @@ def sample_rows(
             "token_ids": made.token_ids,
             "finished": made.finished,
             **({} if made.logps is None else {"logps": made.logps}),
+            **({} if made.refused is None else {"refused": made.refused}),
         }
         for request, its_samples in zip(requests, samples)
         for k, made in enumerate(its_samples)

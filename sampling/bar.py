@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from sampling.engine import Progress
+from sampling.spread import Progress
 
 
 @contextmanager

@@ -39,12 +39,13 @@ class Sample:
     """New tokens, without the one that stopped them; `finished` says whether one did.
 
     logps: the model's own log-probability of each token (at temperature 1, all tokens allowed),
-    where `Decoding.logps` asks for them.
+    where `Decoding.logps` asks for them. refused: why there are no tokens, where nothing was tried.
     """
 
     token_ids: list[int]
     finished: bool
     logps: list[float] | None = None
+    refused: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from llama.parallel import Group
 from llama.tokenizer import Tokenizer
 from sampling.bar import progress_bar
 from sampling.batch import Decoding, Sample
-from sampling.engine import Request, generate
+from sampling.engine import generate
+from sampling.spread import Request, over_ranks
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,44 @@ class Completer:
     def _sample(
         self, requests: list[Request], decoding: Decoding, seed: int, description: str
     ) -> list[list[Sample]]:
-        mine = self.group.slice(requests) if self.group else requests
-        total = sum(request.n for request in mine)
-        with progress_bar(total, description, shown=self.progress) as tell:
-            samples = generate(
-                self.model, mine, decoding, seed=seed, slots=self.slots, progress=tell
-            )
-        return self.group.gather_rows(samples) if self.group else samples
+        return sample_on_ranks(
+            self.model,
+            requests,
+            decoding,
+            seed=seed,
+            group=self.group,
+            slots=self.slots,
+            description=description,
+            shown=self.progress,
+        )
 
     def _completion(self, sample: Sample) -> Completion:
         # the chat format puts spaces around an answer; they are not the answer's
         text = self.tokenizer.decode(sample.token_ids).strip()
         return Completion(text, sample.token_ids, sample.finished)
+
+
+def sample_on_ranks(
+    model: Llama,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    *,
+    seed: int,
+    group: Group | None,
+    slots: int = 512,
+    description: str,
+    shown: bool,
+) -> list[list[Sample]]:
+    """`generate`, with a progress bar, by all ranks of a group: each makes a part, all get all."""
+    alone = group is None or group.world_size == 1
+
+    def make(mine: Sequence[Request]) -> list[list[Sample]]:
+        processes = None if alone else 1  # several ranks share the machine already
+        with progress_bar(sum(one.n for one in mine), description, shown=shown) as tell:
+            return generate(
+                model, mine, decoding, seed=seed, slots=slots, processes=processes, progress=tell
+            )
+
+    if group is None:
+        return make(requests)
+    return over_ranks(make, requests, decoding.max_new_tokens, group)

@@ -12,39 +12,25 @@ A sample is the same whoever is beside it: its randomness belongs to (seed, requ
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
 from llama.cache import token_bytes
 from llama.config import LlamaConfig
 from llama.model import Llama
-from sampling.batch import Ask, Batch, Decoding, Sample
+from sampling.batch import Ask, Batch, Decoding, Owner, Sample
 from sampling.sample import key
+from sampling.spread import Progress, Request, Tell, over_processes
 
 LEAST_SHARED = 16  # tokens that all prompts begin with; fewer are not worth the trouble
 FREE_SHARE = 0.8  # of a GPU's free memory is the cache's; the rest is for one step's activations
 REFILL_SHARE = 1 / 4  # of the slots must be free before prompts are read: one by one is slow
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt that wants n samples. `id` names its randomness."""
-
-    id: str
-    token_ids: list[int]
-    n: int = 1
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far `generate` is."""
-
-    ready: int  # samples
-    running: int  # samples in progress
-    tokens: int  # written
+FORK_SAMPLES = 64  # for fewer samples a process more is not worth its start
 
 
 def generate(
@@ -55,26 +41,57 @@ def generate(
     seed: int,
     slots: int = 512,
     kv_bytes: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    processes: int | None = None,
+    progress: Tell | None = None,
 ) -> list[list[Sample]]:
     """n samples of every request, in the order of the requests.
 
-    slots: samples worked on at once; kv_bytes: what the cache may take, by default most of what a
-    GPU has free, without bound on a CPU. Both change the speed only. Where memory runs out all
-    the same, half the slots are tried.
+    slots: samples worked on at once by a process; kv_bytes: what the cache may take, by default
+    most of what a GPU has free, without bound on a CPU. processes: by default one a thread of
+    torch's, on a CPU and without kv_bytes, if there is enough to do. All three change the speed
+    only. Where memory runs out all the same, half the slots are tried.
     progress: called after every step.
-    A sample ends unfinished after `max_new_tokens`, or where the context is full: a prompt that
-    fills it by itself gets samples without a token.
-    Raises ValueError for impossible settings, an empty prompt, an id outside the vocabulary, a
-    kv_bytes in which one prompt and its samples do not fit, and for logits that are not numbers.
+    A sample ends unfinished after `max_new_tokens`, or where the context is full. A request that
+    cannot be served, because its prompt fills the context or one sample of it is more than
+    kv_bytes, gets samples without a token whose `refused` says why; the others are served.
+    Raises ValueError for impossible settings, an empty prompt, an id outside the vocabulary, and
+    for logits that are not numbers.
     """
     _check(requests, decoding, slots, model.config.vocab_size)
+    make = partial(_make, model, decoding=decoding, seed=seed, slots=slots, kv_bytes=kv_bytes)
+    tell = progress or (lambda progress: None)
+    count = _processes(model, requests, kv_bytes) if processes is None else processes
+    if count > 1:
+        return over_processes(make, requests, decoding.max_new_tokens, count, tell)
+    return make(requests, tell)
+
+
+def _processes(model: Llama, requests: Sequence[Request], kv_bytes: int | None) -> int:
+    """How many processes there is work for."""
+    on_cpu = next(model.parameters()).device.type == "cpu" and sys.platform == "linux"
+    if not on_cpu or kv_bytes is not None:
+        return 1
+    samples = sum(request.n for request in requests)
+    return max(1, min(torch.get_num_threads(), len(requests), samples // FORK_SAMPLES))
+
+
+def _make(
+    model: Llama,
+    requests: Sequence[Request],
+    tell: Tell,
+    *,
+    decoding: Decoding,
+    seed: int,
+    slots: int,
+    kv_bytes: int | None,
+) -> list[list[Sample]]:
+    """The samples, in this process."""
     training = model.training
     model.eval()
     try:
         while True:
             try:
-                return _run(model, requests, decoding, seed, slots, kv_bytes, progress)
+                return _run(model, requests, decoding, seed, slots, kv_bytes, tell)
             except torch.OutOfMemoryError:
                 if slots == 1:
                     raise
@@ -91,36 +108,30 @@ def _run(
     seed: int,
     slots: int,
     kv_bytes: int | None,
-    progress: Callable[[Progress], None] | None,
+    tell: Tell,
 ) -> list[list[Sample]]:
-    samples = [[Sample([], finished=False)] * request.n for request in requests]
     asks = [
         Ask(place, key(request.id), request.token_ids, range(request.n), limit)
         for place, request in enumerate(requests)
         if (limit := _limit(request, decoding, model.config)) > 0
     ]
-    if not asks:
-        return samples
-    batch = Batch(model, decoding, seed)
+    batch, room = Batch(model, decoding, seed), _room(model, kv_bytes)
     if shared := _common([ask.prompt for ask in asks]):
         batch.share(asks[0].prompt[:shared])
         asks = [replace(ask, prompt=ask.prompt[shared:]) for ask in asks]
     # the longest prompts first: those beside each other are then of about one length
-    waiting = deque(sorted(_split(asks, slots), key=lambda ask: -len(ask.prompt)))
-    weight = next(model.parameters())
-    room = _free_bytes(weight.device) if kv_bytes is None else kv_bytes
-    kv_tokens = room / token_bytes(model.config, weight.dtype)
-    ready = tokens = 0
+    asks.sort(key=lambda ask: -len(ask.prompt))
+    waiting = deque(part for ask in asks for part in _parts(ask, slots, room - shared))
+    samples = _refusals(requests, waiting, model.config)
+    ready, tokens = len(samples), 0
     while waiting or batch.owners:
-        asked = _next(waiting, batch, slots, kv_tokens)
+        asked = _next(waiting, batch, slots, room)
         ended = batch.read(asked) if asked else batch.step()
-        for (request, number), sample in ended:
-            samples[request][number] = sample
+        samples |= ended
         ready += len(ended)
         tokens += sum(len(ask.samples) for ask in asked) or len(batch.owners) + len(ended)
-        if progress:
-            progress(Progress(ready, len(batch.owners), tokens))
-    return samples
+        tell(Progress(ready, len(batch.owners), tokens))
+    return [[samples[i, k] for k in range(request.n)] for i, request in enumerate(requests)]
 
 
 @torch.inference_mode()
@@ -132,7 +143,7 @@ def stream(model: Llama, request: Request, decoding: Decoding, *, seed: int) -> 
     _check([request], decoding, 1, model.config.vocab_size)
     limit = _limit(request, decoding, model.config)
     if limit <= 0:
-        yield Sample([], finished=False)
+        yield _refusals([request], [], model.config)[0, 0]
         return
     training = model.training
     model.eval()
@@ -147,16 +158,20 @@ def stream(model: Llama, request: Request, decoding: Decoding, *, seed: int) -> 
         model.train(training)
 
 
-def _free_bytes(device: torch.device) -> float:
-    """What the cache may take of a GPU: most of what is free there, or free again in torch's hands.
+def _room(model: Llama, kv_bytes: int | None) -> float:
+    """The cache's bound in tokens: of kv_bytes or, on a GPU, of most of what is free there, or free
+    again in torch's hands.
 
     Ordinary memory has no such bound: it would be shared with who knows whom.
     """
-    if device.type != "cuda":
-        return math.inf
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(FREE_SHARE * (free + unused))
+    weight = next(model.parameters())
+    room: float = math.inf if kv_bytes is None else kv_bytes
+    if kv_bytes is None and weight.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(weight.device)
+        unused = torch.cuda.memory_reserved(weight.device)
+        unused -= torch.cuda.memory_allocated(weight.device)
+        room = int(FREE_SHARE * (free + unused))
+    return room / token_bytes(model.config, weight.dtype)
 
 
 def _limit(request: Request, decoding: Decoding, config: LlamaConfig) -> int:
@@ -165,6 +180,8 @@ def _limit(request: Request, decoding: Decoding, config: LlamaConfig) -> int:
 
 def _common(prompts: Sequence[list[int]]) -> int:
     """How many tokens all prompts begin with that are worth reading once for all: 0 if few."""
+    if not prompts:
+        return 0
     first, last = min(prompts), max(prompts)  # the two that differ soonest
     most = min(map(len, prompts)) - 1  # each keeps a token of its own, which predicts the next
     common = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), most)
@@ -172,11 +189,31 @@ def _common(prompts: Sequence[list[int]]) -> int:
     return common if common >= LEAST_SHARED and first != last else 0
 
 
-def _split(asks: Sequence[Ask], slots: int) -> Iterator[Ask]:
-    """Asks that fit into the slots; one of more samples is cut, and its prompt read more often."""
-    for ask in asks:
-        for start in range(0, len(ask.samples), slots):
-            yield replace(ask, samples=ask.samples[start : start + slots])
+def _parts(ask: Ask, slots: int, room: float) -> list[Ask]:
+    """The ask, or where its samples need more slots or room than there are, several that do not,
+    each reading the prompt again; none where even one sample needs too much.
+    """
+    together = int(min(slots, (room - len(ask.prompt)) // ask.limit, len(ask.samples)))
+    if together < 1:
+        return []
+    starts = range(0, len(ask.samples), together)
+    return [replace(ask, samples=ask.samples[start : start + together]) for start in starts]
+
+
+def _refusals(
+    requests: Sequence[Request], waiting: Iterable[Ask], config: LlamaConfig
+) -> dict[Owner, Sample]:
+    """Samples without a token for every request that is not waiting."""
+    served = {ask.request for ask in waiting}
+    samples: dict[Owner, Sample] = {}
+    for place, request in enumerate(requests):
+        length, longest = len(request.token_ids), config.max_seq_len
+        why = f"a prompt of {length} tokens fills the context of {longest}"
+        if length < longest:
+            why = f"the cache has no room for a prompt of {length} tokens and one sample"
+        if place not in served:
+            samples |= {(place, k): Sample([], False, refused=why) for k in range(request.n)}
+    return samples
 
 
 def _next(waiting: deque[Ask], batch: Batch, slots: int, kv_tokens: float) -> list[Ask]:
@@ -191,11 +228,7 @@ def _next(waiting: deque[Ask], batch: Batch, slots: int, kv_tokens: float) -> li
         if samples > free_slots or longest * (len(asked) + 1) + new * samples > free_tokens:
             break
         asked.append(waiting.popleft())
-    if not asked and not batch.owners:
-        raise ValueError(
-            f"kv_bytes has room for {kv_tokens:.0f} tokens, but a prompt of {longest} with "
-            f"{samples} samples of {new} needs more: allow more, or fewer slots"
-        )
+    assert asked or batch.owners, waiting[0]  # `_parts` let nothing pass that does not fit
     return asked
 
 

@@ -3,15 +3,17 @@
 Pure functions over rows; a row's token depends on that row alone. Knows no model and no cache.
 """
 
-# B rows, V vocabulary
+# B rows, V vocabulary, K blocks of N tokens
 
 from __future__ import annotations
 
 from hashlib import blake2b
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+BLOCK = 32  # tokens whose probabilities are summed in fp32
 SHARP = 1e-6  # how well fp32 probabilities sum up; a top-p reached to within it is reached
 
 
@@ -59,25 +61,59 @@ def choose(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> 
         raise ValueError("the model's logits hold NaN or infinity: its weights are damaged")
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
-    weight_BV = ((logits_BV.float() - largest_B1) / temperature).softmax(dim=-1)
+    # one buffer from here on, worked on in place: fresh memory costs more than the arithmetic
+    weight_BV = (logits_BV.float() - largest_B1).div_(temperature).exp_()
     if top_p < 1:
-        weight_BV *= _kept(weight_BV, top_p)
-    cumulative_BV = weight_BV.cumsum(dim=-1, dtype=torch.float64)
-    total_B = cumulative_BV[:, -1]
-    # strictly below the total, whatever the rounding: so the token found has some weight
-    aim_B = torch.minimum(u_B * total_B, total_B.nextafter(total_B.new_zeros(())))
-    return torch.searchsorted(cumulative_BV, aim_B[:, None], right=True)[:, 0]
+        weight_BV.mul_(_kept(weight_BV, top_p))
+    sums = Sums(weight_BV)
+    return sums.find(u_B[:, None] * sums.total_B1)[:, 0]
 
 
 def _kept(weight_BV: Tensor, top_p: float) -> Tensor:
     """1 for each row's top-p set, 0 for the rest: from below, tokens go while top_p remains."""
     ascending_BV = _sorted(weight_BV)
-    cumulative_BV = ascending_BV.cumsum(dim=-1, dtype=torch.float64)
-    spare_B1 = cumulative_BV[:, -1:] * (1 - top_p + SHARP)
-    gone_B1 = torch.searchsorted(cumulative_BV, spare_B1, right=True)
-    least_B1 = ascending_BV.gather(-1, gone_B1.clamp_(max=weight_BV.shape[-1] - 1))
+    sums = Sums(ascending_BV)
+    first_kept_B1 = sums.find(sums.total_B1 * (1 - top_p + SHARP))
+    least_B1 = ascending_BV.gather(-1, first_kept_B1)
     # written as floats: torch compares into bools, and chooses by them, many times slower on a CPU
     return torch.ge(weight_BV, least_B1, out=torch.empty_like(weight_BV))
+
+
+class Sums:
+    """The cumulative sums of each row, to be searched, of which only every BLOCK-th is ever made.
+
+    ```
+      weights   1 2 0 1 | 3 0 1 0 | 2 2 2 2      BLOCK = 4
+      ends            4         8        16      aim 7.5: block 2, where 4 + 3 + 0 + 1 > 7.5
+    ```
+    A block is summed in fp32, the blocks and what is within one in fp64: right to 1e-7, and with
+    32,000 tokens in a twentieth of the time.
+    """
+
+    def __init__(self, weight_BV: Tensor) -> None:
+        spare = -weight_BV.shape[1] % BLOCK
+        self.weight_BKN = (F.pad(weight_BV, (0, spare)) if spare else weight_BV).unflatten(
+            1, (-1, BLOCK)
+        )
+        self.end_BK = self.weight_BKN.sum(dim=-1).double().cumsum(dim=-1)
+        self.total_B1 = self.end_BK[:, -1:]
+
+    def find(self, aim_B1: Tensor) -> Tensor:
+        """Place [B, 1] of the first weight at which the sum exceeds the aim: one above 0.
+
+        An aim that the total does not exceed, whatever the rounding, finds the last weight above 0.
+        """
+        block_B1 = torch.searchsorted(self.end_BK, _below(aim_B1, self.total_B1), right=True)
+        weight_BN = self.weight_BKN.take_along_dim(block_B1[:, :, None], dim=1)[:, 0]
+        within_BN = weight_BN.double().cumsum(dim=-1)
+        before_B1 = self.end_BK.gather(1, (block_B1 - 1).clamp(min=0)) * (block_B1 > 0)
+        aim_B1 = _below(aim_B1 - before_B1, within_BN[:, -1:])
+        return block_B1 * BLOCK + torch.searchsorted(within_BN, aim_B1, right=True)
+
+
+def _below(aim_B1: Tensor, limit_B1: Tensor) -> Tensor:
+    """The aim, or the next number below the limit where it is not below that."""
+    return torch.minimum(aim_B1, limit_B1.nextafter(limit_B1.new_zeros(())))
 
 
 def _sorted(weight_BV: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from llama import Llama, Tokenizer, encode_dialog
 from sampling.batch import Decoding
-from sampling.engine import Request, stream
+from sampling.engine import stream
+from sampling.spread import Request
 
 Message = dict[str, str]
 HALF = "\ufffd"  # what bytes that are no whole character are decoded to

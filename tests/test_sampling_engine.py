@@ -1,6 +1,7 @@
 """Continuous batching: parity with `transformers`, and no sample depends on what is beside it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from test_llama_model import SHAPES, transformers_twin
 from tiny_llama import GROUPED, tiny_model
 from torch import Tensor
 
-from llama.cache import token_bytes
+from llama.cache import Cache, token_bytes
 from sampling import batch, engine
 from sampling.batch import Decoding, Sample
-from sampling.engine import Progress, Request, generate
+from sampling.engine import generate
+from sampling.spread import Progress, Request
 
 MODEL = tiny_model()
 STOPS = frozenset(range(0, GROUPED.vocab_size, 16))  # one token in sixteen ends a sample
@@ -174,8 +176,48 @@ def test_kv_bytes_bound_the_cache_and_change_nothing(monkeypatch: pytest.MonkeyP
     tokens = sum(len(s.token_ids) + s.finished for several in among.values() for s in several)
     assert seen[-1] == Progress(ready=90, running=0, tokens=tokens)
     assert max(at.running for at in seen) > 1
-    with pytest.raises(ValueError, match="kv_bytes has room for 50 tokens"):
-        written(requests, kv_bytes=50 * a_token)
+
+
+def test_what_cannot_be_served_is_refused_by_name_and_the_rest_goes_on() -> None:
+    """Room for 50 tokens: a prompt of 26 and one sample of 24, no more."""
+    requests, a_token = ragged(30, n=3), token_bytes(MODEL.config, torch.float32)
+    requests.insert(7, Request("full", [5] * 256, 2))
+    among, tight = written(requests), written(requests, kv_bytes=50 * a_token)
+    served = {one.id for one in requests if len(one.token_ids) <= 26}
+    assert 10 < len(served) < 30
+    for request in requests:
+        several = tight[request.id]
+        if request.id in served:
+            assert several == among[request.id]
+        else:
+            [why] = {sample.refused for sample in several}
+            assert [sample.token_ids for sample in several] == [[]] * request.n
+            full = "fills the context of 256" if request.id == "full" else "and one sample"
+            assert f"a prompt of {len(request.token_ids)} tokens" in why and full in why
+    assert [sample.refused is None for sample in among["full"]] == [False] * 2
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_peak_memory_is_what_was_predicted(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """What the cache says that it will hold, when prompts are read, against its tensors' bytes."""
+    said, had = [], []
+    step, decode = batch.Batch.step, Cache.decode
+
+    def says(this: batch.Batch) -> list:
+        said.append(this.cache.tokens_held * token_bytes(MODEL.config, torch.float32))
+        return step(this)
+
+    def has(this: Cache):
+        attend = decode(this)
+        had.append(this.bytes_held)
+        return attend
+
+    monkeypatch.setattr(batch.Batch, "step", says)
+    monkeypatch.setattr(Cache, "decode", has)
+    prompts = [replace(one, token_ids=[9] * 20 + one.token_ids) for one in ragged(40, n)]
+    written(prompts, Decoding(0.8, 0.9, 32), slots=64)  # no stops: all grow to what was predicted
+    assert max(had) == pytest.approx(max(said), rel=0.05)
+    assert all(now <= most for now, most in zip(had, said))
 
 
 def test_out_of_memory_halves_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,15 +284,16 @@ def test_logps_are_those_of_a_forward_pass_over_the_whole_text() -> None:
 
 
 def test_the_cache_may_take_most_of_what_a_gpu_has_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700, 1000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 200)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
-    assert engine._free_bytes(torch.device("cuda")) == 640  # 0.8 of 700 + 100
-    assert engine._free_bytes(torch.device("cpu")) == float("inf")
-    requests, a_token = ragged(30, n=3), token_bytes(MODEL.config, torch.float32)
-    among = written(requests)
-    monkeypatch.setattr(engine, "_free_bytes", lambda device: 50 * a_token)
-    with pytest.raises(ValueError, match="kv_bytes has room for 50 tokens"):
-        written(requests)
-    monkeypatch.setattr(engine, "_free_bytes", lambda device: 130 * a_token)
-    assert written(requests) == among
+    a_token = token_bytes(MODEL.config, torch.float32)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * a_token, 100 * a_token))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20 * a_token)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10 * a_token)
+    model = SimpleNamespace(
+        config=MODEL.config,
+        parameters=lambda: iter(
+            [SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)]
+        ),
+    )
+    assert engine._room(model, None) == pytest.approx(64, abs=0.01)  # 0.8 of 70 + 10
+    assert engine._room(model, 30 * a_token) == 30
+    assert engine._room(MODEL, None) == float("inf")

@@ -10,7 +10,8 @@ import llama
 from llama import encode_dialog, encode_prompt
 from sampling.__main__ import chat, main
 from sampling.batch import Decoding, Sample
-from sampling.engine import Request, generate, stream
+from sampling.engine import generate, stream
+from sampling.spread import Request
 from sampling.talk import Talk
 
 DECODING = Decoding(0.7, 0.9, 12, frozenset({tiny_tokenizer().eos_id}))
@@ -79,7 +80,6 @@ def test_raw_token_ids_are_continued_as_they_are(checkpoint: str, tmp_path: Path
             "rows.jsonl:1: expected 'prompt' to be a string",
         ),
         (['{"id": "a", "prompt": "x"}'] * 2, [], "rows.jsonl:2: expected an id of its own"),
-        ([{"id": "a", "prompt": "la " * 300}], [], "rows.jsonl:1: expected fewer than 256 tokens"),
         ([], [], "rows.jsonl:1: expected at least one row"),
         (['{"id": "a", "token_ids": []}'], ["--raw"], "rows.jsonl:1: expected 'token_ids' to be"),
         (['{"id": "a", "token_ids": [true]}'], ["--raw"], "rows.jsonl:1: expected 'token_ids'"),
@@ -100,6 +100,19 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and complaint in error
     assert not path.with_name("out.jsonl").exists()
+
+
+def test_a_prompt_that_fills_the_context_is_refused_by_name_and_the_rest_goes_on(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"id": "long", "prompt": "la " * 300}, {"id": "b", "prompt": "Is it raining?"}]
+    assert main([checkpoint, *written(path, *rows), *FLAGS]) == 1
+    why = "a prompt of 607 tokens fills the context of 256"
+    assert capsys.readouterr().err.splitlines()[-1] == f"refused: 'long': {why}"
+    refused, served = out(path)
+    assert refused["refused"] == why and not refused["token_ids"] and not refused["finished"]
+    assert served["token_ids"] and "refused" not in served
 
 
 def test_missing_files_are_one_line(

@@ -7,7 +7,7 @@ import torch
 from test_sampling_engine import DECODING, by_the_book, ragged, written
 
 from sampling import batch, engine
-from sampling.engine import Request
+from sampling.spread import Request
 
 
 def templated(count: int, n: int, header: int) -> list[Request]:

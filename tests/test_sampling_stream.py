@@ -7,7 +7,8 @@ from test_sampling_engine import DECODING, MODEL, ragged
 from tiny_llama import GROUPED, tiny_model
 
 from sampling.batch import Decoding, Sample
-from sampling.engine import Request, generate, stream
+from sampling.engine import generate, stream
+from sampling.spread import Request
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -1,0 +1,137 @@
+"""Requests over ranks and processes: the same samples, however they are dealt; and whoever makes
+them may fail.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_sampling_engine import DECODING, MODEL, ragged, written
+from tiny_llama import tiny_model
+
+from sampling import engine
+from sampling.batch import Decoding, Sample
+from sampling.engine import generate
+from sampling.spread import Progress, Request, dearest_first, over_processes, over_ranks
+
+
+def named(requests: Sequence[Request]) -> list[list[Sample]]:
+    """Samples that say whose they are."""
+    return [[Sample([*one.token_ids, k], True) for k in range(one.n)] for one in requests]
+
+
+class Dealt:
+    """Some ranks' group, seen by one of them, whose peers do what it does."""
+
+    def __init__(self, world_size: int, requests: list, make: Callable) -> None:
+        self.world_size, self.make = world_size, make
+
+    def slice(self, rows: list) -> list:
+        self.parts = [rows[rank :: self.world_size] for rank in range(self.world_size)]
+        return self.parts[0]
+
+    def gather_rows(self, rows: list) -> list:
+        made = [rows, *map(self.make, self.parts[1:])]
+        return [made[i % self.world_size][i // self.world_size] for i in range(sum(map(len, made)))]
+
+
+sizes = st.lists(st.tuples(st.integers(1, 50), st.integers(1, 5)), max_size=20)
+
+
+@given(sizes=sizes, ranks=st.integers(1, 5))
+def test_ranks_have_about_as_much_to_do_and_the_order_is_the_requests(sizes, ranks) -> None:
+    requests = [Request(f"r{i}", [i] * length, n) for i, (length, n) in enumerate(sizes)]
+    group = Dealt(ranks, requests, named)
+    assert over_ranks(named, requests, 7, group) == named(requests)
+    costs = [sum(len(one.token_ids) + 7 * one.n for one in part) for part in group.parts]
+    dearest = max((len(one.token_ids) + 7 * one.n for one in requests), default=0)
+    assert max(costs) - min(costs) <= dearest
+
+
+def test_the_dearest_come_first() -> None:
+    requests = [Request("a", [1] * 9), Request("b", [1] * 5, 2), Request("c", [1] * 9)]
+    assert dearest_first(requests, 10) == [1, 0, 2]
+    assert dearest_first(requests, 1) == [0, 2, 1]
+
+
+def test_samples_are_the_same_from_any_number_of_processes() -> None:
+    requests, seen = ragged(30, n=3), []
+    among = written(requests)
+    for processes in (2, 3):
+        assert written(requests, processes=processes, progress=seen.append) == among
+        tokens = sum(len(s.token_ids) + s.finished for several in among.values() for s in several)
+        assert seen[-1] == Progress(ready=90, running=0, tokens=tokens)
+        assert max(at.running for at in seen) > 32  # more than one process has slots
+
+
+def test_logps_and_refusals_come_out_of_processes_too() -> None:
+    requests = [*ragged(6), Request("full", [5] * 256)]
+    asked = replace(DECODING, logps=True)
+    alone, dealt = written(requests, asked), written(requests, asked, processes=2)
+    assert dealt["full"] == alone["full"] and dealt["full"][0].refused
+    for request in requests[:-1]:
+        [one], [other] = alone[request.id], dealt[request.id]
+        assert replace(one, logps=None) == replace(other, logps=None)
+        assert one.logps == pytest.approx(other.logps, abs=1e-5)  # other rows beside it
+
+
+def test_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    many = ragged(400)
+    assert engine._processes(MODEL, many, None) == 6  # 64 samples at least for each
+    assert engine._processes(MODEL, ragged(3, n=400), None) == 3
+    assert engine._processes(MODEL, many[:50], None) == 1
+    assert engine._processes(MODEL, many, 1 << 20) == 1
+    monkeypatch.setattr(engine.sys, "platform", "darwin")
+    assert engine._processes(MODEL, many, None) == 1
+
+
+def test_what_a_process_raises_is_raised() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.layers[1].ffn.w2.weight[3, 3] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        generate(model, ragged(8), Decoding(0.7), seed=0, processes=2)
+
+
+def test_a_process_that_is_killed_is_told() -> None:
+    def make(requests: Sequence[Request], tell: Callable) -> list:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+    with pytest.raises(ChildProcessError, match="ended early, with exit code -9"):
+        over_processes(make, ragged(4), 8, 2, lambda progress: None)
+
+
+LEFT_ALONE = """
+import sys, time
+sys.path[:0] = ["tests"]
+from sampling.spread import Progress, Request, over_processes
+
+def make(requests, tell):
+    print("at work", flush=True)
+    while True:
+        tell(Progress(0, 1, 0))
+        time.sleep(0.01)
+
+over_processes(make, [Request("a", [1]), Request("b", [1])], 8, 2, lambda progress: None)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_its_parent(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LEFT_ALONE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as parent:
+        assert parent.stdout
+        assert {parent.stdout.readline() for _ in range(2)} == {b"at work\n"}
+        parent.send_signal(number)
+        assert parent.stdout.read() == b""  # to its end: nobody is left who could write to it
+        assert parent.wait() == -number
