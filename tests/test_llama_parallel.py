@@ -17,10 +17,10 @@ from ranks import run_ranks
 from tiny_llama import GROUPED, same_weights, tiny_model, tiny_tokenizer
 
 import llama
+from dpo.optimizer import clip_grad_norm
 from llama.parallel import (
     Group,
     PeerLost,
-    clip_grad_norm,
     current,
     full_state,
     full_tensor,
