@@ -65,7 +65,7 @@ class NarrowAdamW(torch.optim.AdamW):
         v = stored_v.float().mul_(beta2).addcmul_(g, g, value=1 - beta2)
         stored_m.copy_(m)
         stored_v.copy_(v)
-        scale = v.div_(1 - beta2**t).sqrt_().add_(group["eps"])
+        scale = (v / (1 - beta2**t)).sqrt_().add_(group["eps"])
         x.mul_(1 - rate * group["weight_decay"])
         x.addcdiv_(m, scale, value=-rate / (1 - beta1**t))
 

@@ -79,9 +79,9 @@ class Models:
                 for row in pairs
             ]
             again = [_row(model, tokenizer, *example) for example in replay if how.replay_weight]
-            self._say_steps(
-                name, how, [pair_line(pair, 0, model.config.max_seq_len) for pair in rows], again
-            )
+            longest = model.config.max_seq_len
+            lines = [pair_line(pair, index, longest) for index, pair in enumerate(rows)]
+            self._say_steps(name, how, lines, [row.ids for row in again])
             train = partial(train_dpo, replay=again)
             return self._trained(train, model, tokenizer, rows, how, out, name)
 
