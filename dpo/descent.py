@@ -29,7 +29,7 @@ from dpo.optimizer import clip_grad_norm, make_optimizer
 from dpo.records import Records
 from dpo.settings import MAY_CHANGE, TrainSettings
 from llama.model import Llama
-from llama.parallel import Group
+from llama.parallel import Group, sync_copies
 
 BETAS = (0.9, 0.95)  # Adam's, as Llama 2 was trained
 MAX_SKIPS = 5  # steps in a row without a finite loss and gradient
@@ -139,7 +139,8 @@ class Descent:
     def _accumulate(self, jobs: Sequence[Job]) -> dict[str, float]:
         """Gradients of this rank's jobs, added up; the shares, added up over all ranks."""
         measured: dict[str, list[Tensor]] = {}
-        for job in jobs:
+        for left, job in zip(range(len(jobs))[::-1], jobs):
+            sync_copies(self.model, self.group, now=left == 0)
             shares = job.measure(forward_logps(self.model, job.lines, self.group.device))
             shares["loss"].backward()
             for name, share in shares.items():

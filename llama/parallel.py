@@ -30,7 +30,7 @@ from llama.layout import USUAL, Layout
 
 __all__ = [
     "Group", "Layout", "PeerLost", "current", "full_state", "full_tensor", "full_tensors",
-    "local_rows", "set_local_rows", "shard", "start",
+    "local_rows", "set_local_rows", "shard", "start", "sync_copies",
 ]  # fmt: skip
 
 Row = TypeVar("Row")
@@ -263,6 +263,15 @@ def shard(model: nn.Module, group: Group, dtype: torch.dtype = torch.float32) ->
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
     return model
+
+
+def sync_copies(model: Any, group: Group, now: bool) -> None:
+    """Whether the next backward pass adds the gradients over the copies; else they pile up in each.
+
+    Between machines the wire is slow: once a step is enough.
+    """
+    if group.copies > 1:
+        model.set_requires_all_reduce(now)
 
 
 def _mesh(group: Group) -> Any:
