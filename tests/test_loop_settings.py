@@ -10,7 +10,8 @@ import pytest
 from dpo.settings import TrainSettings
 from loop.command import named_inputs
 from loop.options import PRESETS, build, parse_arguments, preset_path, read_toml
-from loop.settings import DECODING, FILTERS, WRITING, Judging, Prompts, Settings
+from loop.run import Run
+from loop.settings import DECODING, FILTERS, MAY_DIFFER, WRITING, Judging, Prompts, Settings
 from sampling.respond import respond
 from sampling.self_instruct import write_prompts
 from sampling.sieve import Sieve
@@ -168,6 +169,20 @@ def test_every_setting_can_be_said_in_a_file():
 def test_the_identity_of_a_run_leaves_out_places_and_machine_and_nothing_else():
     left_out = {"run", "model", "seed_data", "machine"}
     assert set(asdict(Settings())) - set(Settings().identity()) == left_out
+
+
+def test_what_the_machine_bears_may_change_on_the_same_run(tmp_path, alone):
+    assert set(MAY_DIFFER) <= set(leaves(Settings))
+    usual, small = parse_arguments([]), ["--set", "machine.shard=machine", "--iterations", "9"]
+    for assignment in ("sft.recompute=full", "dpo.micro_tokens=64", "dpo.compile=true"):
+        small += ["--set", assignment]
+    for settings in (usual, parse_arguments(small)):
+        with Run.open(tmp_path, settings.identity(), alone, may_change=MAY_DIFFER) as run:
+            run.json("made.json", dict, "something made")
+    for other in ("dpo.moments=bfloat16", "sft.batch_size=8"):
+        identity = parse_arguments(["--set", other]).identity()
+        with pytest.raises(ValueError, match=other.split("=")[0]):
+            Run.open(tmp_path, identity, alone, may_change=MAY_DIFFER)
 
 
 def test_presets_say_nothing_that_a_field_does_not_know():
