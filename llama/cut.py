@@ -51,8 +51,8 @@ def set_local_rows(tensor: Tensor, rows: Tensor) -> None:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The part that this rank holds, sharing its memory."""
-    return tensor.to_local() if is_cut(tensor) else tensor
+    """The part that this rank holds, to be read or written into."""
+    return (tensor.to_local() if is_cut(tensor) else tensor).detach()
 
 
 def is_cut(tensor: Tensor) -> TypeGuard[Any]:

@@ -25,12 +25,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from llama.cut import full_state, full_tensor, full_tensors, local_rows, set_local_rows
+from llama.cut import (
+    full_state,
+    full_tensor,
+    full_tensors,
+    local_part,
+    local_rows,
+    set_local_rows,
+)
 from llama.layout import USUAL, Layout
 
 __all__ = [
     "Group", "Layout", "PeerLost", "current", "full_state", "full_tensor", "full_tensors",
-    "local_rows", "set_local_rows", "shard", "start", "sync_copies",
+    "local_part", "local_rows", "set_local_rows", "shard", "start", "sync_copies",
 ]  # fmt: skip
 
 Row = TypeVar("Row")
