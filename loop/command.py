@@ -4,6 +4,7 @@ of the loop.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -29,8 +30,6 @@ from loop.stop import stoppable
 class Given(Protocol):
     """What a run starts from (`seed.start.Start`)."""
 
-    @property
-    def model(self) -> Path: ...
     @property
     def inputs(self) -> Mapping[str, Path]: ...
 
@@ -100,6 +99,8 @@ def _tell_layout(run: Run, settings: Settings, model: Path, group: Group) -> Non
     except ValueError:
         return  # a finished run needs it no more; whoever loads it says what is wrong
     run.say(layout_line(config.parameter_count, settings, group))
+    if group.device.type == "cpu":  # what waits in the machine's memory waits in the same memory
+        settings = replace(settings, machine=replace(settings.machine, offload=False))
     memory = memory_of_a_rank(group)
     run.say(in_a_line(needs(settings, config, group.world_size), memory))
     for line in advice(settings, config, group.world_size, memory) if memory else ():
