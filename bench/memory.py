@@ -117,7 +117,11 @@ def train(
     config: LlamaConfig, tokens: int, length: int, phase: str, draw: random.Random, group: Group
 ) -> Need:
     """Two steps of two micro-batches a rank; the plan for them."""
-    pairs, recompute, ranks = phase == "DPO", phase.endswith("recompute"), group.world_size
+    pairs, recompute, ranks = (
+        phase == "DPO",
+        ("none", "full")[phase.endswith("recompute")],
+        group.world_size,
+    )
     settings = TrainSettings(
         1e-4, batch_size=2 * ranks * tokens // length, micro_tokens=tokens, dropout=0.0,
         recompute=recompute, max_steps=2,

@@ -13,9 +13,10 @@ from typing import Any, get_type_hints
 import torch
 
 from dpo import Pair, Row, TrainSettings, forget, train_dpo, train_sft
-from dpo.settings import LOSSES
+from dpo.settings import LOSSES, MOMENT_TYPES, RECOMPUTE
 from llama import Llama, Tokenizer, encode_example, load_sharded, save
-from llama.parallel import Group, start
+from llama.layout import SHARDS, describe
+from llama.parallel import Group, Layout, start
 from seed.read import read_ift
 from seed.rows import STRING, read_rows, refuse
 
@@ -27,12 +28,13 @@ DPO_RATES = {"learning_rate": 1e-6, "min_learning_rate": 1e-7}
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 2, after one line, for what the user can mend."""
     given = vars(_parser().parse_args(arguments))
-    group = start()
+    group = start(layout=Layout(given["shard"], given["offload"]))
     try:
         _run(given, group)
     except (ValueError, OSError) as error:
-        if group.is_main:
-            print(f"error: {error}", file=sys.stderr)
+        if group.speaks:
+            where = "" if group.is_main else f"rank {group.rank}: "
+            print(f"error: {where}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last save", file=sys.stderr)
@@ -52,6 +54,10 @@ def _run(given: dict[str, Any], group: Group) -> None:
         raise ValueError("--replay and --replay-weight go together: give both or neither")
     dtype = torch.bfloat16 if given["bfloat16"] else torch.float32
     model, tokenizer = load_sharded(given["model"], group, dtype)
+    if group.is_main:
+        size = f"{settings.batch_size} {'rows' if given['sft'] else 'pairs'} a step"
+        passes = f"passes of at most {settings.micro_tokens:,} tokens a rank"
+        print(f"{describe(group, model.config.parameter_count, dtype)}; {size}, {passes}")
     kept = {"seed": given["seed"], "group": group, "directory": out}
     if given["sft"]:
         train_sft(model, read_sft(given["sft"], model, tokenizer), settings, **kept)
@@ -119,7 +125,11 @@ _HELP = {
     "max_steps": "stop after so many",
     "save_every": "steps between two saves to go on from",
 }
-_OPTIONS = (*_HELP, "recompute")
+_CHOICES = {
+    "recompute": (RECOMPUTE, "in the backward pass; ever slower, with ever less memory"),
+    "moments": (MOMENT_TYPES, "what Adam keeps; bfloat16 saves 4 of a weight's 16 bytes"),
+}
+_OPTIONS = (*_HELP, *_CHOICES, "compile")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,8 +141,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="directory for the trained model")
     parser.add_argument("--replay", type=Path, help="DPO: JSONL as for --sft, mixed into each step")
     parser.add_argument(
-        "--recompute", action="store_true", default=None, help="slower, with far less memory"
+        "--compile", action="store_true", default=None, help="blocks by torch.compile"
     )
+    parser.add_argument(
+        "--shard", choices=SHARDS, default="all", help="one copy of the weights, or one a machine"
+    )
+    parser.add_argument(
+        "--offload", action="store_true", help="weights and moments wait in the machine's memory"
+    )
+    for name, (choices, text) in _CHOICES.items():
+        default = getattr(TrainSettings, name)
+        parser.add_argument(f"--{name}", choices=choices, help=f"{text}; default {default}")
     parser.add_argument("--bfloat16", action="store_true", help="compute in it; weights stay fp32")
     parser.add_argument("--seed", type=int, default=0, help="of the order and of dropout")
     types = get_type_hints(TrainSettings)

@@ -17,13 +17,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dpo.optimizer import MOMENTS, begin_moments
+from llama.cut import full_tensors, local_rows, set_local_rows
 from llama.files import replacing
 from llama.header import DTYPES, read_header
 from llama.model import Llama
-from llama.parallel import Group, full_tensors, local_rows, set_local_rows
+from llama.parallel import Group
 
 FILE = "training.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's m and v
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -119,9 +120,7 @@ def _updates(optimizer: torch.optim.AdamW) -> int:
 def _make_moments(optimizer: torch.optim.AdamW, updates: int) -> None:
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for weight in weights if updates else []:
-        moments = {name: torch.zeros_like(weight) for name in MOMENTS}
-        step = torch.tensor(float(updates), device=weight.device)
-        optimizer.state[weight] = {"step": step, **moments}
+        begin_moments(optimizer, weight, updates)
 
 
 def _write_header(

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from dpo.blocks import running_blocks
 from dpo.checkpoint import load_training, read_state, save_training
 from dpo.lines import Line, pad
 from dpo.logprobs import chunk_for, chunked_logps
 from dpo.objectives import Job, Objective
+from dpo.optimizer import clip_grad_norm, make_optimizer
 from dpo.records import Records
-from dpo.settings import TrainSettings
+from dpo.settings import MAY_CHANGE, TrainSettings
 from llama.model import Llama
-from llama.parallel import Group, clip_grad_norm
+from llama.parallel import Group, sync_copies
 
 BETAS = (0.9, 0.95)  # Adam's, as Llama 2 was trained
 MAX_SKIPS = 5  # steps in a row without a finite loss and gradient
-MAY_CHANGE = {"micro_tokens", "recompute", "save_every"}  # on resume: they change no step
 
 Record = dict[str, Any]
 
@@ -90,13 +89,7 @@ class Descent:
         self.model, self.objective, self.settings = model, objective, settings
         self.seed, self.group, self.directory = seed, group, directory
         self.steps = settings.steps(objective.steps_per_epoch)
-        matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-        gains = [weight for weight in model.parameters() if weight.ndim == 1]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": gains, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, betas=BETAS, fused=True)
+        self.optimizer = make_optimizer(model, settings, BETAS)
 
     def run(self, identity: Record, description: str) -> dict[str, float]:
         """Takes all steps that are left; returns the metrics.
@@ -146,7 +139,8 @@ class Descent:
     def _accumulate(self, jobs: Sequence[Job]) -> dict[str, float]:
         """Gradients of this rank's jobs, added up; the shares, added up over all ranks."""
         measured: dict[str, list[Tensor]] = {}
-        for job in jobs:
+        for left, job in zip(range(len(jobs))[::-1], jobs):
+            sync_copies(self.model, self.group, now=left == 0)
             shares = job.measure(forward_logps(self.model, job.lines, self.group.device))
             shares["loss"].backward()
             for name, share in shares.items():
@@ -180,7 +174,8 @@ class Descent:
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"training step {step} does not fit in memory: lower micro_tokens (now "
-                f"{self.settings.micro_tokens}) or set recompute, and run again"
+                f"{self.settings.micro_tokens}) or set recompute to selective or full (now "
+                f"{self.settings.recompute}), and run again"
             ) from error
 
 
@@ -196,17 +191,13 @@ def _shown(record: Record, speed: float) -> dict[str, str]:
 
 @contextmanager
 def _training(model: Llama, settings: TrainSettings) -> Iterator[None]:
-    """Train mode with dropout, blocks recomputed if that is set; afterwards eval mode as ever."""
+    """Train mode with dropout, the blocks run as is set; afterwards eval mode as ever."""
     model.train()
     model.dropout = settings.dropout
-    blocks = list(model.layers) if settings.recompute else []
-    for block in blocks:  # inside of what FSDP hooks onto, so that it gathers for both passes
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
-        yield
+        with running_blocks(model, settings.recompute, settings.compile):
+            yield
     finally:
-        for block in blocks:
-            del block.forward
         model.eval()
         model.dropout = 0.0
 

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 LOSSES = ("dpo", "cdpo", "robust", "ipo", "hinge", "dpo_norm", "simpo")  # of `dpo.losses`
 FLIPPING = ("cdpo", "robust")  # they reckon with wrong labels
+RECOMPUTE = ("none", "selective", "full")
+MOMENT_TYPES = ("float32", "bfloat16")
+# on resume: what the machine bears; it changes no step but for rounding
+MAY_CHANGE = ("micro_tokens", "recompute", "compile", "save_every")
 POSITIVE = (
     "learning_rate", "epochs", "batch_size", "clip", "micro_tokens", "beta", "save_every",
 )  # fmt: skip
@@ -25,7 +29,9 @@ class TrainSettings:
     clip: float = 1.0  # largest global norm of the gradient
     dropout: float = 0.1
     micro_tokens: int = 8192  # in one forward pass, padding included
-    recompute: bool = False  # blocks run again in the backward pass: slower, far less memory
+    recompute: str = "none"  # in the backward pass: none, selective, full; ever slower and smaller
+    compile: bool = False  # each block by torch.compile: minutes at first, then faster on a GPU
+    moments: str = "float32"  # what Adam keeps; bfloat16 saves 4 of 16 bytes a weight
     loss: str = "dpo"  # the preference loss, one of LOSSES
     beta: float = 0.1  # its inverse temperature; dpo_norm and simpo, per token, want 2 or more
     flipped: float = 0.0  # cdpo, robust: the share of pairs that may be the wrong way round
@@ -39,6 +45,10 @@ class TrainSettings:
         for name in POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)!r}")
+        for name, choices in (("recompute", RECOMPUTE), ("moments", MOMENT_TYPES)):
+            if getattr(self, name) not in choices:
+                listed, found = ", ".join(choices), getattr(self, name)
+                raise ValueError(f"{name} must be one of {listed}, found {found!r}")
         for name in ("warmup_steps", "weight_decay", "gamma", "nll_weight", "replay_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)!r}")

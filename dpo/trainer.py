@@ -9,6 +9,7 @@ from pathlib import Path
 from torch.distributed.fsdp import FSDPModule
 
 from dpo.batches import Dealer, micro_batches
+from dpo.blocks import running_blocks
 from dpo.descent import Descent, forward_logps
 from dpo.lines import Pair, Row, pair_line, row_line
 from dpo.objectives import DPO, SFT
@@ -74,7 +75,8 @@ def train_dpo(
         replayed = Dealer(replay, partial(row_line, longest=longest), size, seed)
     start = fingerprint(model)
     key = reference_key(start, pairs)
-    reference = _reference(model, dealer, settings.micro_tokens, key, group, directory)
+    with running_blocks(model, compiled=settings.compile):  # the kernels that will train
+        reference = _reference(model, dealer, settings.micro_tokens, key, group, directory)
     objective = DPO(dealer, reference, replayed, settings)
     _reshard(model)
     descent = Descent(model, objective, settings, seed=seed, group=group, directory=directory)

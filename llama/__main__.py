@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--gpu-memory", default="80G", help="of each (80G)")
     command.add_argument("--preset", default="paper", help="train.py's settings (paper)")
     command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                         help="as train.py takes it, for instance sft.recompute=true")  # fmt: skip
+                         help="as train.py takes it, for instance sft.recompute=full")  # fmt: skip
     return parser
 
 

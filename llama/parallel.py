@@ -5,29 +5,46 @@ loss. Everything works with no process group too: then there is one rank, and it
 
 ```
   a weight of 5 rows (shard)         rank 0 holds 0 1 2 · rank 1 holds 3 4
+  the same, Layout(shard="machine")  machine A: rank 0 holds 0 1 2 · rank 1 holds 3 4
+                                     machine B: rank 2 holds 0 1 2 · rank 3 holds 3 4
   5 rows of data (Group.slice)       rank 0 takes 0 2 4 · rank 1 takes 1 3, so sorted work is even
 ```
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, zip_longest
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+
+from llama.cut import (
+    full_state,
+    full_tensor,
+    full_tensors,
+    local_part,
+    local_rows,
+    set_local_rows,
+)
+from llama.layout import USUAL, Layout
+
+__all__ = [
+    "Group", "Layout", "PeerLost", "current", "full_state", "full_tensor", "full_tensors",
+    "local_part", "local_rows", "set_local_rows", "shard", "start", "sync_copies",
+]  # fmt: skip
 
 Row = TypeVar("Row")
 
 _NOBODY = object()  # fills the shorter ranks' turns when rows are merged
 _joined: Group | None = None  # a process is in one group at most, as in torch.distributed
+_meshes: dict[tuple[int, ...], Any] = {}  # one of a shape: each has communicators of its own
 
 
 class PeerLost(RuntimeError):
@@ -46,11 +63,29 @@ class Group:
     device: torch.device
     timeout_s: float
     control: dist.ProcessGroup | None = None  # gloo, whatever carries the gradients; None: alone
+    machine_ranks: int = 1  # ranks on each machine
+    layout: Layout = USUAL
 
     @property
     def is_main(self) -> bool:
         """Whether this is the rank that writes files."""
         return self.rank == 0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this is the first rank of its machine: it tells what went wrong there."""
+        return self.rank % self.machine_ranks == 0
+
+    @property
+    def copies(self) -> int:
+        """Whole copies of the weights that the ranks hold between them in training."""
+        hybrid = self.layout.shard == "machine"
+        return self.world_size // self.machine_ranks if hybrid else 1
+
+    @property
+    def home(self) -> torch.device:
+        """Where a rank's part of the weights lies between two uses."""
+        return torch.device("cpu") if self.layout.offload else self.device
 
     def slice(self, rows: Sequence[Row]) -> list[Row]:
         """This rank's part: every `world_size`-th row. `gather_rows(slice(rows)) == rows`."""
@@ -114,6 +149,7 @@ class Group:
         """Leaves the group; to be called at the end of a good run."""
         global _joined
         _joined = None
+        _meshes.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -128,7 +164,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def start(timeout_s: float = 1800.0) -> Group:
+def start(timeout_s: float = 1800.0, layout: Layout = USUAL) -> Group:
     """Joins the ranks that `torchrun` started; without torchrun, a group of one.
 
     Each rank takes the card of its local number, or the CPU where there is no CUDA. `timeout_s`:
@@ -136,16 +172,22 @@ def start(timeout_s: float = 1800.0) -> Group:
     work, RuntimeError if the ranks do not meet.
     """
     world_size, local_rank = _environ("WORLD_SIZE", 1), _environ("LOCAL_RANK", 0)
+    machine_ranks = _environ("LOCAL_WORLD_SIZE", world_size)
     device = _device(local_rank)
     if world_size == 1:
-        return Group(0, 1, device, timeout_s)
+        return Group(0, 1, device, timeout_s, layout=layout)
     if "RANK" not in os.environ:
         raise ValueError(
             f"WORLD_SIZE is {world_size} but RANK is not set: start several ranks with torchrun"
         )
+    if world_size % machine_ranks:
+        raise ValueError(
+            f"{world_size} ranks, {machine_ranks} of them on this machine: start equally many on "
+            "each (--nproc-per-node)"
+        )
     limit = timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
+        dist.init_process_group(_backend(device, layout), timeout=limit)
         control = dist.new_group(backend="gloo", timeout=limit)
     except (dist.DistError, RuntimeError) as error:
         rank, host, port = map(os.environ.get, ("RANK", "MASTER_ADDR", "MASTER_PORT"))
@@ -154,7 +196,7 @@ def start(timeout_s: float = 1800.0) -> Group:
             f"within {timeout_s:g} s"
         ) from error
     global _joined
-    _joined = Group(dist.get_rank(), world_size, device, timeout_s, control)
+    _joined = Group(dist.get_rank(), world_size, device, timeout_s, control, machine_ranks, layout)
     return _joined
 
 
@@ -182,31 +224,47 @@ def _device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def _backend(device: torch.device, layout: Layout) -> str:
+    # weights that wait in the machine's memory are gathered from there, which NCCL cannot do
+    return {"cpu": "gloo"}.get(device.type, "cpu:gloo,cuda:nccl" if layout.offload else "nccl")
+
+
 def shard(model: nn.Module, group: Group, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Moves `model` to the group's device and cuts it by FSDP2: each of its `layers`, the rest.
 
     Weights stay stored in their own type (fp32 masters); the computation sees them in `dtype`;
     gradients are reduced in fp32 and *summed* over ranks, never averaged: whoever makes the loss
-    divides it by the global count. One rank computing in the type that it stores is left whole.
+    divides it by the global count. One rank computing in the type that it stores is left whole,
+    unless its weights are to wait elsewhere.
     """
     stored = next(model.parameters()).dtype
     if group.world_size == 1:
-        if dtype == stored:
+        if dtype == stored and not group.layout.offload:
             return model if next(model.parameters()).is_meta else model.to(group.device)
-        _meet_alone(group.device)
+        _meet_alone(group)
     # Here, not above: importing these takes longer than all the rest, and few runs need them.
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+    )
 
-    mesh = init_device_mesh(group.device.type, (group.world_size,))
     policy = MixedPrecisionPolicy(
         param_dtype=dtype,
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # the rotary tables must stay fp32
     )
+    waiting = CPUOffloadPolicy(pin_memory=group.device.type == "cuda")
+    how = {
+        "mesh": _mesh(group),
+        "mp_policy": policy,
+        "offload_policy": waiting if group.layout.offload else OffloadPolicy(),
+    }
     for block in model.layers:  # type: ignore[union-attr]
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(block, **how)
+    fully_shard(model, **how)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -214,77 +272,29 @@ def shard(model: nn.Module, group: Group, dtype: torch.dtype = torch.float32) ->
     return model
 
 
-def _meet_alone(device: torch.device) -> None:
+def sync_copies(model: Any, group: Group, now: bool) -> None:
+    """Whether the next backward pass adds the gradients over the copies; else they pile up in each.
+
+    Between machines the wire is slow: once a step is enough.
+    """
+    if group.copies > 1:
+        model.set_requires_all_reduce(now)
+
+
+def _mesh(group: Group) -> Any:
+    """The ranks as [ranks], or as [copies, ranks a copy]: the last dimension cuts the weights."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    each = group.world_size // group.copies
+    shape = (each,) if group.copies == 1 else (group.copies, each)
+    if shape not in _meshes:
+        names = ("copy", "cut")[-len(shape) :]
+        _meshes[shape] = init_device_mesh(group.device.type, shape, mesh_dim_names=names)
+    return _meshes[shape]
+
+
+def _meet_alone(group: Group) -> None:
     # FSDP2 keeps fp32 masters beside a bf16 computation on one rank too, but not without a group.
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = _backend(group.device, group.layout)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-
-
-def clip_grad_norm(model: nn.Module, max_norm: float, group: Group) -> float:
-    """Shrinks the gradients to a global L2 norm of at most `max_norm`; returns what the norm was.
-
-    All ranks read the same number. A norm that is not finite leaves the gradients alone: the caller
-    must take no step.
-    """
-    grads = [_local(weight.grad) for weight in model.parameters() if weight.grad is not None]
-    norms = torch._foreach_norm(grads) if grads else [torch.zeros(())]
-    square = torch.stack(list(norms)).double().square().sum().item()
-    norm = math.sqrt(group.sum([square])[0] if _is_sharded(model) else square)
-    if max_norm < norm < math.inf:
-        torch._foreach_mul_(grads, max_norm / norm)
-    return norm
-
-
-def full_tensors(state: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Each named tensor whole and on the CPU, one at a time; all ranks must walk it together.
-
-    A tensor that was whole on the CPU already is handed on as it is, not copied.
-    """
-    for name, tensor in state:
-        yield name, full_tensor(tensor)
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """One tensor whole and on the CPU, on all ranks."""
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if _is_cut(tensor) else tensor).cpu()
-
-
-def full_state(model: nn.Module) -> dict[str, Tensor]:
-    """Every weight, whole and on the CPU, on all ranks (see `full_tensors` for one at a time)."""
-    return dict(full_tensors(model.state_dict().items()))
-
-
-def local_rows(tensor: Tensor) -> slice:
-    """Which rows of the whole tensor this rank holds."""
-    rows = tensor.shape[0]
-    if not _is_cut(tensor):
-        return slice(0, rows)
-    mesh = tensor.device_mesh
-    each = -(-rows // mesh.size())
-    first = min(each * mesh.get_local_rank(), rows)
-    return slice(first, min(first + each, rows))
-
-
-@torch.no_grad()
-def set_local_rows(tensor: Tensor, rows: Tensor) -> None:
-    """Writes the rows `local_rows(tensor)` of a whole tensor into the part that this rank holds."""
-    _local(tensor).copy_(rows)
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, to be written into."""
-    return _local(tensor).detach()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if _is_cut(tensor) else tensor
-
-
-def _is_cut(tensor: Tensor) -> TypeGuard[Any]:
-    return hasattr(tensor, "to_local")  # a DTensor, without importing it
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    return any(_is_cut(weight) for weight in model.parameters())

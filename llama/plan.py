@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from llama.config import LlamaConfig
 
-MASTER = 4  # bytes of a weight as it is trained: fp32, and so are its gradient and Adam's moments
+MASTER = 4  # bytes of a weight as it is trained: fp32, and so is its gradient
 SIDE_BY_SIDE = 2  # blocks that FSDP has whole at a time: the one at work, and the next
 LOGITS = 12  # bytes a logit: log-softmax, its gradient and the logits', all fp32
 DRAWN = 24  # bytes a logit while a token is drawn: probabilities, sorted, their sums in fp64
@@ -26,6 +26,8 @@ PREFILL = 2048  # tokens of prompts that the engine reads at once
 class Training:
     """What matters of a training run.
 
+    ranks: that hold the weights together. recompute: as in `dpo.blocks`. moment: bytes of each of
+    Adam's two. offload: weights, gradients and moments wait elsewhere.
     tokens, scored: of the largest forward pass, padding included, and of those with a loss.
     attended: tokens that attention sees; more than `tokens` where a prompt's two answers share it.
     width: bytes of a number in the computation. accumulates: a rank takes several such passes a
@@ -38,9 +40,11 @@ class Training:
     scored: int
     width: int
     dropout: bool
-    recompute: bool
+    recompute: str
     accumulates: bool
     logits_at_once: int
+    moment: int = MASTER
+    offload: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,20 +88,33 @@ def saved_by_block(config: LlamaConfig, how: Training) -> int:
     return how.tokens * (2 * half + folded + 4 * F * w) + how.attended * attended
 
 
+def kept_by_block(config: LlamaConfig, how: Training) -> int:
+    """Bytes of a block that wait for the backward pass: all, its input, or its input and what comes
+    of its seven matrices and of attention.
+    """
+    if how.recompute == "none":
+        return saved_by_block(config, how)
+    C, K, w = config.dim, config.n_kv_heads * config.head_dim, how.width
+    products = how.tokens * (3 * C + 2 * K + 2 * config.ffn_dim) * w
+    products += how.attended * (C * w + 4 * config.n_heads)
+    return how.tokens * C * w + (products if how.recompute == "selective" else 0)
+
+
 def training(config: LlamaConfig, how: Training) -> Need:
     """The need of SFT or DPO. With one micro-batch a step gradients come while activations go."""
     C, V, w, P = config.dim, config.vocab_size, how.width, config.parameter_count
     states = -(-P // how.ranks) * MASTER
     block = config.block_parameter_count
     root = P - config.n_layers * block
-    is_cut = how.ranks > 1 or w != MASTER
+    moments = 2 * -(-P // how.ranks) * how.moment
+    is_cut = how.ranks > 1 or w != MASTER or how.offload
     saves, head = saved_by_block(config, how), how.tokens * (4 + w) * C + how.scored * C * w
     logits = min(how.scored, max(1, how.logits_at_once // V)) * V * LOGITS
     # in a block's backward pass: gradients of the SwiGLU, and of one of its matrices
     backward = how.tokens * (2 * config.ffn_dim + 2 * C) * w + config.ffn_dim * C * w
-    kept = config.n_layers * (how.tokens * C * w if how.recompute else saves)
+    kept = config.n_layers * kept_by_block(config, how)
     kept += how.dropout * how.tokens * C * w  # the embeddings'
-    working = max(head + logits, backward + how.recompute * saves)
+    working = max(head + logits, backward + (how.recompute != "none") * saves)
     # Ranks that share the weights have some whole while they compute, and gradients on their way:
     # the logits' table's, which stays to the end, and a block's; after the blocks, all the rest's.
     whole = w * (root + SIDE_BY_SIDE * block)
@@ -105,12 +122,13 @@ def training(config: LlamaConfig, how: Training) -> Need:
     gradients = states
     if not how.accumulates:
         gradients = max(0, states - kept)
+    here = not how.offload
     return Need(
         {
-            "weights": states,
+            "weights": states * here,
             "gathered": (whole + on_their_way) * is_cut,
-            "gradients": gradients,
-            "optimizer": 2 * states,
+            "gradients": gradients * here,
+            "optimizer": moments * here,
             "activations": kept,
             "logits or a block at work": working,
         }

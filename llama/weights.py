@@ -65,7 +65,7 @@ def load_sharded(
     tokenizer = open_tokenizer(checkpoint)
     model = unfilled(checkpoint.config).to(masters)
     shard(model, group, dtype)
-    model.to_empty(device=group.device)
+    model.to_empty(device=group.home)
     _fill(model, checkpoint)
     return model.eval(), tokenizer
 

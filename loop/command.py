@@ -4,13 +4,18 @@ of the loop.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import torch
+
 from judge.rubric import SCALES
+from llama.layout import describe
 from llama.parallel import Group, PeerLost, start
 from llama.weights import read_checkpoint
 from loop.files import json_bytes, read_json
+from loop.identity import CONFIG
 from loop.memory import advice, in_a_line, memory_of_a_rank, needs
 from loop.models import BASELINE, Models
 from loop.options import parse_arguments
@@ -18,7 +23,7 @@ from loop.page import render_page
 from loop.report import build_report, render_text
 from loop.rows import Row
 from loop.run import Run
-from loop.settings import WRITERS, Settings
+from loop.settings import MAY_DIFFER, WRITERS, Settings
 from loop.stop import stoppable
 
 
@@ -51,11 +56,12 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
     group: Group | None = None
     try:
         settings = parse_arguments(sys.argv[1:] if argv is None else argv)
-        group = start(settings.machine.timeout_s)
+        group = start(settings.machine.timeout_s, settings.machine.layout)
         _run(open_start, begin, settings, group)
     except (ValueError, OSError, PeerLost) as error:
-        if group is None or group.is_main or isinstance(error, PeerLost):
-            print(f"error: {error}", file=sys.stderr)
+        if group is None or group.speaks or isinstance(error, PeerLost):
+            where = f"rank {group.rank}: " if group and not group.is_main else ""
+            print(f"error: {where}{error}", file=sys.stderr)
         return 1 if isinstance(error, PeerLost) else 2
     group.stop()
     return 0
@@ -63,27 +69,51 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
 
 def _run(open_start: Open[G], begin: Begin[G], settings: Settings, group: Group) -> None:
     given = open_start(settings.model, settings.seed_data)
-    inputs, may_change = {**given.inputs, **named_inputs(settings)}, ("iterations",)
-    identity = settings.identity()
-    with Run.open(settings.run, identity, group, inputs=inputs, may_change=may_change) as run:
+    inputs, identity = {**given.inputs, **named_inputs(settings)}, settings.identity()
+    with Run.open(settings.run, identity, group, inputs=inputs, may_change=MAY_DIFFER) as run:
+        check_shared(run.root, group)
         loop = begin(run, settings, given, Models(run, settings, group))
-        _tell_memory(run, settings, given.model, group)
+        _tell_layout(run, settings, given.model, group)
         with stoppable(run.say, "stopped; what is finished is kept: the same command goes on"):
             loop.train()
         publish_report(run, settings.iterations)
         run.say(f"complete: everything lies in {run.root}, report.html to begin with")
 
 
-def _tell_memory(run: Run, settings: Settings, model: Path, group: Group) -> None:
-    """One line before anything heavy, and what to change if it is too much."""
+def check_shared(root: Path, group: Group) -> None:
+    """Raises ValueError, on all ranks, unless all of them see the run directory."""
+    blind = group.gather_rows([] if (root / CONFIG).exists() else [group.rank])
+    if blind:
+        raise ValueError(
+            f"{root.absolute()}: ranks {', '.join(map(str, blind))} see no {CONFIG} there; "
+            "several machines need a file system that all of them share, and the same --run-dir"
+        )
+
+
+def _tell_layout(run: Run, settings: Settings, model: Path, group: Group) -> None:
+    """How the model lies on the ranks and what a rank needs of memory, a line each, before anything
+    heavy; and what to change if it is too much.
+    """
     try:
         config = read_checkpoint(model).config
     except ValueError:
         return  # a finished run needs it no more; whoever loads it says what is wrong
+    run.say(layout_line(config.parameter_count, settings, group))
+    if group.device.type == "cpu":  # what waits in the machine's memory waits in the same memory
+        settings = replace(settings, machine=replace(settings.machine, offload=False))
     memory = memory_of_a_rank(group)
     run.say(in_a_line(needs(settings, config, group.world_size), memory))
     for line in advice(settings, config, group.world_size, memory) if memory else ():
         run.say(f"too little memory? {line}")
+
+
+def layout_line(parameters: int, settings: Settings, group: Group) -> str:
+    """What trains on what, at a glance: parameters, ranks, how the model is cut, type, steps."""
+    parts = [describe(group, parameters, getattr(torch, settings.dtype))]
+    for name, how, items in (("SFT", settings.sft, "rows"), ("DPO", settings.dpo, "pairs")):
+        passes = f"passes of at most {how.micro_tokens:,} tokens a rank"
+        parts.append(f"{name}: {how.batch_size} {items} a step, {passes}")
+    return "; ".join(parts)
 
 
 def named_inputs(settings: Settings) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from loop.settings import Settings
 
 GIB = 2**30
 OURS = 0.9  # of a card: the rest is for CUDA itself, the buffers of NCCL, fragments
+CARDS = 8  # of a machine, where torchrun does not say how many
 MOST_RANKS = 4096
 RUBRIC = 512  # tokens of the judge's instructions, about
 
@@ -42,7 +43,7 @@ def train_size(
     lines = -(-how.batch_size // ranks)
     tokens = max(longest, min(how.micro_tokens, lines * longest))
     return Training(
-        ranks=ranks,
+        ranks=ranks_of_a_copy(settings, ranks),
         tokens=tokens,
         attended=tokens * 4 // 3 if pairs else tokens,
         scored=tokens * 2 // 3 if pairs else tokens,
@@ -51,7 +52,15 @@ def train_size(
         recompute=how.recompute,
         accumulates=lines * longest > tokens or bool(pairs and how.replay_weight),
         logits_at_once=CHUNK_LOGITS,
+        moment=getattr(torch, how.moments).itemsize,
+        offload=settings.machine.offload,
     )
+
+
+def ranks_of_a_copy(settings: Settings, ranks: int) -> int:
+    """How many of the ranks hold the weights together in training."""
+    machine = int(os.environ.get("LOCAL_WORLD_SIZE", CARDS))
+    return min(ranks, machine) if settings.machine.shard == "machine" else ranks
 
 
 def width(settings: Settings) -> int:
@@ -124,9 +133,10 @@ def _training_advice(
     for more in (ranks * 2**power for power in range(MOST_RANKS.bit_length())):
         for changes in (
             {},
-            {"recompute": True},
+            {"recompute": "selective"},
+            {"recompute": "full"},
             {"micro_tokens": least},
-            {"recompute": True, "micro_tokens": least},
+            {"recompute": "full", "micro_tokens": least},
         ):
             size = train_size(settings, replace(how, **changes), config, more, pairs)
             total = training(config, size).total

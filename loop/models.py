@@ -4,7 +4,7 @@ steps.
 Here text becomes tokens: above this file there are only rows of text, below it only token ids.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dpo import Pair, Row, TrainSettings, forget, train_dpo, train_sft
+from dpo.lines import pair_line
 from llama import Llama, Tokenizer, encode_example, load, load_sharded, save
 from llama.parallel import Group
 from loop.run import Run
@@ -41,6 +42,7 @@ class Models:
         def make(out: Path) -> Metrics:
             model, tokenizer = self._trainable(start)
             rows = [_row(model, tokenizer, *example) for example in examples]
+            self._say_steps(name, how, [row.ids for row in rows])
             return self._trained(train_sft, model, tokenizer, rows, how, out, name)
 
         return self.run.directory(name, make, f"{name}: SFT")
@@ -77,6 +79,9 @@ class Models:
                 for row in pairs
             ]
             again = [_row(model, tokenizer, *example) for example in replay if how.replay_weight]
+            longest = model.config.max_seq_len
+            lines = [pair_line(pair, index, longest) for index, pair in enumerate(rows)]
+            self._say_steps(name, how, lines, [row.ids for row in again])
             train = partial(train_dpo, replay=again)
             return self._trained(train, model, tokenizer, rows, how, out, name)
 
@@ -94,6 +99,14 @@ class Models:
     def _trainable(self, path: Path) -> tuple[Llama, Tokenizer]:
         self._speaking = None
         return load_sharded(path, self.group, self.dtype)
+
+    def _say_steps(self, name: str, how: TrainSettings, *data: Sequence[Sized]) -> None:
+        """How many steps there will be, of how many tokens on all ranks; each kind of data has its
+        batch in a step.
+        """
+        steps = how.steps(-(-len(data[0]) // how.batch_size))
+        tokens = sum(how.batch_size * sum(map(len, lines)) / len(lines) for lines in data if lines)
+        self.run.say(f"{name}: {steps} steps of about {tokens:,.0f} tokens")
 
     def _trained(
         self,

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dpo.settings import TrainSettings
+from dpo.settings import MAY_CHANGE, TrainSettings
+from llama.layout import Layout
 
 DECODING = ("temperature", "top_p", "max_new_tokens")
 FILTERS = ("min_words", "max_words", "keywords", "similarity")
 WRITING = ("count", *DECODING, "n_seed", "n_made", "round_size", "max_rounds")
 WRITERS = ("base", "current")  # any other writer of prompts is a directory
+# on the same run directory: how far it goes, and what the machine bears in training
+MAY_DIFFER = ("iterations", *(f"{part}.{name}" for part in ("sft", "dpo") for name in MAY_CHANGE))
 _PLACES = ("run", "model", "seed_data")  # where things lie, which does not make another run
 
 
@@ -125,14 +128,24 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine bears; it changes the time that a run takes, not what comes out."""
+    """What the machines bear; it changes the time that a run takes, not what comes out, but for the
+    rounding of another order of adding.
+    """
 
+    shard: str = "all"  # in training: a copy of the weights across all ranks, or on each machine
+    offload: bool = False  # in training: what a GPU holds of weights and moments waits beside it
     slots: int = 512  # samples decoded side by side
     unit: int = 512  # items of a stage that are kept at a time: an interruption costs at most these
     timeout_s: float = 1800.0  # how long a rank waits for the others before it gives up
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "slots", "unit", "timeout_s")
+        Layout(self.shard, self.offload)  # refuses what there is not
+
+    @property
+    def layout(self) -> Layout:
+        """What `llama.parallel.start` is told."""
+        return Layout(self.shard, self.offload)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,14 @@ from typing import Any
 
 
 def run_ranks(
-    work: Callable[..., None], world_size: int, *arguments: Any, limit_s: float = 60.0
+    work: Callable[..., None],
+    world_size: int,
+    *arguments: Any,
+    limit_s: float = 60.0,
+    machines: int = 1,
 ) -> list[int | None]:
-    """Calls `work(*arguments)` in `world_size` fresh processes, each with torchrun's environment;
-    returns exit codes.
+    """Calls `work(*arguments)` in `world_size` fresh processes, each with the environment that
+    torchrun gives it on one of `machines`; returns exit codes.
 
     `work` must be importable (a module's function). Whoever is still running after `limit_s` is
     killed: code -9.
@@ -23,9 +27,11 @@ def run_ranks(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = get_context("spawn")
+    here = world_size // machines
+    places = [(rank, rank % here, world_size, here, port) for rank in range(world_size)]
     processes = [
-        context.Process(target=_enter, args=(work, rank, world_size, port, arguments), daemon=True)
-        for rank in range(world_size)
+        context.Process(target=_enter, args=(work, place, arguments), daemon=True)
+        for place in places
     ]
     end = time.monotonic() + limit_s
     for process in processes:
@@ -40,11 +46,8 @@ def run_ranks(
     return [process.exitcode for process in processes]
 
 
-def _enter(
-    work: Callable[..., None], rank: int, world_size: int, port: int, arguments: tuple[Any, ...]
-) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
-    )  # fmt: skip
+def _enter(work: Callable[..., None], place: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    os.environ.update(zip(names, map(str, place)))
+    os.environ.update(MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
     work(*arguments)

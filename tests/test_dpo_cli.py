@@ -79,6 +79,18 @@ def test_replay_joins_the_pairs(model: Path, tmp_path: Path) -> None:
     assert "replay_nll" in json.loads(record)
 
 
+def test_a_layout_for_short_memory_is_told_and_trains(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write(tmp_path / "pairs.jsonl", pair_rows()), ("--out", tmp_path / "out")
+    small = ("--offload", "--recompute", "selective", "--moments", "bfloat16")
+    assert run(model, "--pairs", data, *out, "--max-steps", 1, *small) == 0
+    told = capsys.readouterr().out
+    assert "on 1 rank (" in told and "waiting in the machine's memory; computed in float32" in told
+    assert "3 pairs a step, passes of at most 8,192 tokens a rank" in told
+    assert fingerprint(load(tmp_path / "out")[0]) != fingerprint(tiny_model())
+
+
 def test_the_paper_s_rates_are_the_defaults(model: Path, tmp_path: Path) -> None:
     for name, rows, rate in (("sft", sft_rows(), 5.5e-6), ("pairs", pair_rows(), 1e-6)):
         data, out = write(tmp_path / f"{name}.jsonl", rows), tmp_path / name

@@ -173,7 +173,7 @@ def test_recomputing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(again.layers[0]), "forward", counted)
     sft(again, dropout=0.3)
     once = len(calls)
-    sft(again := tiny_model(), dropout=0.3, recompute=True)
+    sft(again := tiny_model(), dropout=0.3, recompute="full")
     assert len(calls) == 3 * once
     assert fingerprint(again) == fingerprint(usual)
     assert "forward" not in vars(again.layers[0])

@@ -17,10 +17,10 @@ from ranks import run_ranks
 from tiny_llama import GROUPED, same_weights, tiny_model, tiny_tokenizer
 
 import llama
+from dpo.optimizer import clip_grad_norm
 from llama.parallel import (
     Group,
     PeerLost,
-    clip_grad_norm,
     current,
     full_state,
     full_tensor,
@@ -233,39 +233,3 @@ def test_an_error_of_this_rank_is_no_lost_peer() -> None:
     for error in (RuntimeError("shape mismatch"), ValueError("Connection refused by the user")):
         with pytest.raises(type(error), match=str(error)), two.phase("step"):
             raise error
-
-
-# Starting
-
-
-def test_without_torchrun_there_is_one_rank(monkeypatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    group = start()
-    assert (group.rank, group.world_size, group.is_main) == (0, 1, True)
-    assert not torch.distributed.is_initialized()
-    group.stop()
-
-
-def test_a_launch_that_cannot_work_says_so(monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ValueError, match="torchrun"):
-        start()
-    monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(ValueError, match="WORLD_SIZE must be a whole number, found 'two'"):
-        start()
-
-
-def test_ranks_that_never_meet_say_so(monkeypatch) -> None:
-    for name, value in (
-        ("RANK", "1"),
-        ("WORLD_SIZE", "2"),
-        ("MASTER_ADDR", "127.0.0.1"),
-        ("MASTER_PORT", "9"),
-    ):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(
-        RuntimeError, match=r"rank 1 of 2 could not meet the others at 127\.0\.0\.1:9"
-    ):
-        start(timeout_s=1)

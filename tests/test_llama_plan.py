@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.memory import in_fresh_processes
 from dpo import Pair, Row, TrainSettings
+from dpo.blocks import KEPT
 from dpo.descent import _training, forward_logps
-from dpo.lines import pair_line, row_line
+from dpo.lines import Line, pair_line, row_line
 from dpo.logprobs import CHUNK_LOGITS
 from llama import PRESETS, Llama, LlamaConfig
 from llama.__main__ import main
-from llama.plan import Training, kv_bytes, sampling, saved_by_block, training
+from llama.plan import Training, kept_by_block, kv_bytes, sampling, saved_by_block, training
 from loop.memory import OURS, advice, needs, sampling_sizes, train_size
 from loop.options import parse_arguments
 
@@ -23,7 +26,7 @@ SMALL = LlamaConfig(
     vocab_size=400, dim=64, n_layers=2, n_heads=4, n_kv_heads=4, ffn_dim=90, max_seq_len=96
 )
 SHAPES = {"multi-head": SMALL, "grouped": replace(SMALL, n_kv_heads=2)}
-ALONE = Training(1, 4 * 48, 4 * 48, 4 * 47, 4, False, False, True, CHUNK_LOGITS)
+ALONE = Training(1, 4 * 48, 4 * 48, 4 * 47, 4, False, "none", True, CHUNK_LOGITS)
 WAYS = {
     "fp32": ALONE,
     "dropout": replace(ALONE, dropout=True),
@@ -33,19 +36,23 @@ WAYS = {
 }
 
 
-def kept_bytes(config: LlamaConfig, how: Training) -> int:
-    """What a forward pass over four lines of 48 tokens keeps for the backward pass, weights aside;
-    counted where autograd saves it.
-    """
+def model_and_lines(config: LlamaConfig, how: Training) -> tuple[Llama, list[Line]]:
     model = Llama(config)
     model.init_weights(torch.Generator().manual_seed(0))
     model = model.to({4: torch.float32, 2: torch.bfloat16}[how.width])
     if how.attended == how.tokens:
-        lines = [row_line(Row([3] * 48, [False] + [True] * 47), i, 96) for i in range(4)]
-    else:
-        mask = [False] * 16 + [True] * 16
-        two = Pair(*(Row([3] * 16 + [answer] * 16, mask) for answer in (4, 5)))
-        lines = [pair_line(two, i, 96) for i in range(4)]
+        row = Row([3] * 48, [False] + [True] * 47)
+        return model, [row_line(row, i, 96) for i in range(4)]
+    mask = [False] * 16 + [True] * 16
+    two = Pair(*(Row([3] * 16 + [answer] * 16, mask) for answer in (4, 5)))
+    return model, [pair_line(two, i, 96) for i in range(4)]
+
+
+def kept_bytes(config: LlamaConfig, how: Training) -> int:
+    """What a forward pass over four lines of 48 tokens keeps for the backward pass, weights aside;
+    counted where autograd saves it.
+    """
+    model, lines = model_and_lines(config, how)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, torch.Tensor] = {}  # alive, so that no address comes twice
 
@@ -69,6 +76,34 @@ def test_a_block_keeps_what_the_plan_says_to_the_byte(config: LlamaConfig, how: 
     assert more == 2 * saved_by_block(config, how)
 
 
+class Products(TorchDispatchMode):
+    """Adds up the bytes of what selective recomputation keeps."""
+
+    total = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kw: Any = None) -> Any:
+        out = operation(*args, **(kw or {}))
+        if operation in KEPT:
+            made = [x for x in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(x)]
+            self.total += sum(tensor.nbytes for tensor in made)
+        return out
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "pairs", "pairs in bf16"])
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_selective_keeps_an_input_and_products_to_the_byte(config: LlamaConfig, name: str) -> None:
+    how, found = replace(WAYS[name], recompute="selective"), []
+    for n_layers in (2, 4):
+        model, lines = model_and_lines(replace(config, n_layers=n_layers), how)
+        with Products() as products, torch.no_grad():
+            forward_logps(model, lines, torch.device("cpu"))
+        found.append(products.total)
+    inputs = how.tokens * config.dim * how.width
+    assert found[1] - found[0] == 2 * (kept_by_block(config, how) - inputs)
+    assert kept_by_block(config, replace(how, recompute="full")) == inputs
+    assert inputs < kept_by_block(config, how) < saved_by_block(config, how)
+
+
 def test_the_tiny_models_training_takes_what_was_planned() -> None:
     """In a process of its own; `python -m bench.memory` does so for all phases and for 134M."""
     planned, measured = in_fresh_processes("tiny", "DPO")
@@ -86,12 +121,30 @@ def test_states_are_those_of_adam_in_fp32() -> None:
         assert parts["weights"] == -(-count // ranks) * 4 and parts["gathered"] > 0
 
 
+def test_narrow_moments_and_offload_leave_their_part_out() -> None:
+    count = PRESETS["7B"].parameter_count
+    narrow = training(PRESETS["7B"], replace(ALONE, moment=2))
+    assert narrow.parts["optimizer"] == 4 * count and narrow.parts["weights"] == 4 * count
+    waiting = training(PRESETS["7B"], replace(ALONE, offload=True)).parts
+    assert waiting["weights"] == waiting["gradients"] == waiting["optimizer"] == 0
+    assert waiting["gathered"] > 0
+
+
+def test_a_copy_on_each_machine_needs_more_than_one_in_all(monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    hybrid = parse_arguments(["--set", "machine.shard=machine"])
+    one = parse_arguments([])
+    assert needs(one, SMALL, 4)["SFT"] == needs(hybrid, SMALL, 4)["SFT"]
+    found, shared = (needs(how, SMALL, 16)["SFT"].parts["optimizer"] for how in (hybrid, one))
+    assert found == 4 * shared
+
+
 def test_recomputation_and_smaller_passes_save_memory() -> None:
     config = PRESETS["13B"]
     much = replace(ALONE, tokens=8192, attended=8192, scored=8192, ranks=8, width=2)
     half = replace(much, tokens=4096, attended=4096, scored=4096)
     assert (
-        training(config, replace(much, recompute=True)).total < 0.5 * training(config, much).total
+        training(config, replace(much, recompute="full")).total < 0.5 * training(config, much).total
     )
     assert (
         training(config, half).parts["activations"] * 2

@@ -10,7 +10,8 @@ import pytest
 from dpo.settings import TrainSettings
 from loop.command import named_inputs
 from loop.options import PRESETS, build, parse_arguments, preset_path, read_toml
-from loop.settings import DECODING, FILTERS, WRITING, Judging, Prompts, Settings
+from loop.run import Run
+from loop.settings import DECODING, FILTERS, MAY_DIFFER, WRITING, Judging, Prompts, Settings
 from sampling.respond import respond
 from sampling.self_instruct import write_prompts
 from sampling.sieve import Sieve
@@ -71,8 +72,9 @@ def test_every_top_level_flag_is_the_setting_of_its_name():
         ("prompts.keywords=['a', 'b']", ("a", "b")),
         ("prompts.writer=current", "current"),
         ('prompts.writer="current"', "current"),
-        ("dpo.recompute=true", True),
         ("dpo.loss=ipo", "ipo"),
+        ("dpo.recompute=full", "full"),
+        ("dpo.compile=true", True),
         ("dpo.beta=1", 1.0),
     ],
 )
@@ -102,7 +104,7 @@ def test_a_value_of_the_wrong_type_is_told(tmp_path):
         ('[dpo]\nbeta = "much"', "dpo.beta: expected float, found 'much'"),
         ("[dpo]\nmax_steps = 1.5", "dpo.max_steps: expected int, found 1.5"),
         ("[prompts]\nkeywords = [1]", "prompts.keywords: expected a list of str, found [1]"),
-        ("[dpo]\nrecompute = 1", "dpo.recompute: expected bool, found 1"),
+        ("[dpo]\ncompile = 1", "dpo.compile: expected bool, found 1"),
         ("dpo = 3", "dpo: expected a table [dpo], found 3"),
         ("model = 3", "model: expected str, found 3"),
     ]:
@@ -119,6 +121,9 @@ def test_an_impossible_value_is_told_by_the_place_that_gave_it(tmp_path):
         ("dpo.beta=-1", "dpo.beta must be above 0, found -1.0"),
         ("judging.temperature=-0.1", "judging.temperature must be at least 0, found -0.1"),
         ("dtype=float16", "dtype must be float32 or bfloat16, found 'float16'"),
+        ("dpo.recompute=half", "dpo.recompute must be one of none, selective, full, found 'half'"),
+        ("sft.moments=int8", "sft.moments must be one of float32, bfloat16, found 'int8'"),
+        ("machine.shard=card", "machine.shard must be all or machine, found 'card'"),
         ("evaluation.level=1", "evaluation.level must lie between 0 and 1, found 1.0"),
         ("sft.nll_weight=1", "sft.nll_weight means nothing: SFT has no pairs"),
         ("sft.loss=ipo", "sft.loss means nothing: SFT has no pairs"),
@@ -164,6 +169,20 @@ def test_every_setting_can_be_said_in_a_file():
 def test_the_identity_of_a_run_leaves_out_places_and_machine_and_nothing_else():
     left_out = {"run", "model", "seed_data", "machine"}
     assert set(asdict(Settings())) - set(Settings().identity()) == left_out
+
+
+def test_what_the_machine_bears_may_change_on_the_same_run(tmp_path, alone):
+    assert set(MAY_DIFFER) <= set(leaves(Settings))
+    usual, small = parse_arguments([]), ["--set", "machine.shard=machine", "--iterations", "9"]
+    for assignment in ("sft.recompute=full", "dpo.micro_tokens=64", "dpo.compile=true"):
+        small += ["--set", assignment]
+    for settings in (usual, parse_arguments(small)):
+        with Run.open(tmp_path, settings.identity(), alone, may_change=MAY_DIFFER) as run:
+            run.json("made.json", dict, "something made")
+    for other in ("dpo.moments=bfloat16", "sft.batch_size=8"):
+        identity = parse_arguments(["--set", other]).identity()
+        with pytest.raises(ValueError, match=other.split("=")[0]):
+            Run.open(tmp_path, identity, alone, may_change=MAY_DIFFER)
 
 
 def test_presets_say_nothing_that_a_field_does_not_know():

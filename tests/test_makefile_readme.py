@@ -62,10 +62,9 @@ def test_warnings_are_errors():
 
 
 def commands() -> list[list[str]]:
-    """The shell commands in the README's code blocks."""
-    blocks = re.findall(
-        r"^```(?:bash|sh|console)?\n(.*?)^```", README.read_text(), re.M | re.DOTALL
-    )
+    """The shell commands in the code blocks of the README and of docs/scale.md."""
+    pages = README.read_text() + (ROOT / "docs/scale.md").read_text()
+    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", pages, re.M | re.DOTALL)
     text = re.sub(r"\\\n", " ", "\n".join(blocks))
     lines = (line.removeprefix("$ ").strip() for line in text.splitlines())
     starts = ("make ", "python ", "torchrun ", ".venv/bin/")
@@ -82,3 +81,31 @@ def test_the_readmes_make_and_train_commands_are_understood():
             parse_arguments(words[words.index("train.py") + 1 :])
         elif "-m" in words:
             assert (ROOT / words[words.index("-m") + 1].replace(".", "/")).exists()
+
+
+def test_the_settings_of_docs_scale_are_settings():
+    table = (ROOT / "docs/scale.md").read_text()
+    found = re.findall(r"^\| `([\w.]+=\w+)`", table, re.M)
+    assert len(found) == 8
+    for assignment in found:
+        parse_arguments(["--set", assignment])
+
+
+def test_the_slurm_script_starts_torchrun_on_every_machine(tmp_path):
+    """With stand-ins for Slurm's own commands: srun says what it was to start."""
+    for name, body in (("scontrol", "printf 'n1\\nn2\\n'"), ("srun", "printf '%s\\n' \"$@\"")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"JOB_NODELIST": "n[1-2]", "NNODES": "2", "GPUS_ON_NODE": "8", "JOB_ID": "7"}
+    environment = {f"SLURM_{name}": value for name, value in slurm.items()}
+    environment["PATH"] = f"{tmp_path}:/usr/bin:/bin"
+    script = ["bash", "docs/slurm.sh", "--set", "machine.shard=machine"]
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    launcher, flags = words[: words.index("train.py")], words[words.index("train.py") + 1 :]
+    assert launcher[0] == ".venv/bin/torchrun"
+    given = dict(zip(launcher[1::2], launcher[2::2], strict=True))
+    assert given["--nnodes"] == "2" and given["--nproc-per-node"] == "8"
+    assert given["--rdzv-endpoint"] == "n1:29500" and given["--rdzv-id"] == "7"
+    assert parse_arguments(flags).machine.shard == "machine"

@@ -1,7 +1,6 @@
 """`train.py` as a person runs it: the smallest loop, twice, and every mistake in one line."""
 
 import ast
-import os
 import signal
 import subprocess
 import sys
@@ -145,28 +144,6 @@ def test_a_directory_of_another_configuration_is_refused_with_the_difference(fin
     done = train("--preset", "smoke", "--run", run, "--set", "dpo.beta=0.2")
     assert done.returncode == 2
     assert "dpo.beta" in done.stderr and "0.1" in done.stderr and "0.2" in done.stderr
-
-
-def test_two_ranks_run_the_same_loop(finished, tmp_path):
-    run, _ = finished
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [
-        "--nproc-per-node",
-        "2",
-        "train.py",
-        "--preset",
-        "smoke",
-        "--run-dir",
-        str(tmp_path),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=280, cwd=ROOT, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "M3" / "model.safetensors").is_file()
-    assert done.stdout.count("complete: ") == 1
-    assert (tmp_path / "M1/train.jsonl").is_file() == (run / "M1/train.jsonl").is_file()
 
 
 def uses_of_truth(source):

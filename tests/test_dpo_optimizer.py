@@ -1,0 +1,110 @@
+"""AdamW by hand with narrow moments: its formula, its types, its resume."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from dpo_runs import Killed, dpo, files, kill_before, records, sft, weights
+from safetensors.torch import load_file
+from tiny_llama import tiny_model
+from torch import nn
+
+from dpo import TrainSettings
+from dpo.checkpoint import FILE
+from dpo.optimizer import MOMENTS, NarrowAdamW, make_optimizer
+from llama import fingerprint
+
+BETAS = (0.9, 0.95)
+
+
+def stepped(optimizer_of, steps: int = 20) -> list[torch.Tensor]:
+    """A layer's weights after some steps on random gradients."""
+    draw = torch.Generator().manual_seed(0)
+    layer = nn.Linear(5, 3)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.normal_(generator=draw)
+    optimizer = optimizer_of(list(layer.parameters()))
+    for _ in range(steps):
+        for weight in layer.parameters():
+            weight.grad = torch.randn(weight.shape, generator=draw)
+        optimizer.step()
+    return [weight.detach() for weight in layer.parameters()]
+
+
+def test_with_fp32_moments_it_is_torchs() -> None:
+    how = {"lr": 0.01, "betas": BETAS, "weight_decay": 0.1}
+    ours = stepped(lambda weights: NarrowAdamW(weights, torch.float32, **how))
+    torch.testing.assert_close(ours, stepped(lambda w: torch.optim.AdamW(w, **how)))
+    narrow = stepped(lambda weights: NarrowAdamW(weights, torch.bfloat16, **how))
+    assert not torch.equal(narrow[0], ours[0])
+    torch.testing.assert_close(narrow, ours, rtol=0.02, atol=0.002)
+
+
+def test_moments_follow_gradients_that_change_little() -> None:
+    """v must come up to g², and down again when gradients shrink by 10 % only. With β2 = 0.999 it
+    would stick, on its way up already: a change below half a digit is no change.
+    """
+
+    def v_after(beta2: float) -> float:
+        weight = nn.Parameter(torch.zeros(1))
+        optimizer = NarrowAdamW([weight], torch.bfloat16, lr=0.0, betas=(0.9, beta2))
+        for g in [1.0] * 2000 + [0.9] * 2000:
+            weight.grad = torch.tensor([g])
+            optimizer.step()
+        return optimizer.state[weight]["exp_avg_sq"].item()
+
+    assert v_after(0.95) == pytest.approx(0.81, rel=0.1)
+    assert v_after(0.999) < 0.4
+
+
+def test_only_matrices_decay_whichever_the_moments() -> None:
+    for moments in ("float32", "bfloat16"):
+        settings = TrainSettings(learning_rate=1.0, weight_decay=0.1, moments=moments)
+        groups = make_optimizer(tiny_model(), settings, BETAS).param_groups
+        assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+        assert {weight.ndim for weight in groups[0]["params"]} == {2}
+        assert {weight.ndim for weight in groups[1]["params"]} == {1}
+
+
+def test_a_training_with_narrow_moments_comes_near_the_wide_one(tmp_path: Path) -> None:
+    wide, narrow = tiny_model(), tiny_model()
+    sft(wide, tmp_path / "wide", epochs=3)
+    sft(narrow, tmp_path / "narrow", epochs=3, moments="bfloat16")
+    last = [records(tmp_path / name)[-1]["loss"] for name in ("wide", "narrow")]
+    assert last[0] != last[1] and last[0] == pytest.approx(last[1], rel=0.01)
+    stored = load_file(tmp_path / "narrow" / FILE)
+    types = {name.partition(".")[0]: tensor.dtype for name, tensor in stored.items()}
+    assert types == {"weight": torch.float32, **dict.fromkeys(MOMENTS, torch.bfloat16)}
+
+
+@pytest.mark.parametrize("train", [sft, dpo])
+def test_a_killed_training_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train
+) -> None:
+    whole = tiny_model()
+    train(whole, tmp_path / "whole", moments="bfloat16")
+    with monkeypatch.context() as patch:
+        kill_before(patch, 3)
+        with pytest.raises(Killed):
+            train(tiny_model(), tmp_path / "killed", moments="bfloat16")
+    train(model := tiny_model(), tmp_path / "killed", moments="bfloat16")
+    assert fingerprint(model) == fingerprint(whole)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_other_moments_are_another_training(tmp_path: Path) -> None:
+    sft(tiny_model(), tmp_path)
+    with pytest.raises(ValueError, match="another training run: moments was float32, is bfloat16"):
+        sft(tiny_model(), tmp_path, moments="bfloat16")
+
+
+def test_blocks_and_sizes_may_change_on_resume(tmp_path: Path, monkeypatch) -> None:
+    whole, resumed = tiny_model(), tiny_model()
+    sft(whole)
+    with monkeypatch.context() as patch:
+        kill_before(patch, 4)
+        with pytest.raises(Killed):
+            sft(tiny_model(), tmp_path)
+    sft(resumed, tmp_path, recompute="selective")
+    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(whole), strict=True))
