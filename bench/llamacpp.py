@@ -37,6 +37,7 @@ from llama import Llama
 LEAST_SHARED = 16  # tokens that all prompts begin with: fewer are not worth a copy
 UBATCH = 2048  # tokens in one pass over the weights, at most
 SEED = 0
+INSTALL = "make .venv/installed-peers"  # what to say where `missing()` names a package
 
 Row = tuple[list[int], list[int]]  # a prompt, and how many tokens each of its samples gets
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from bench import gguf_twin, llamacpp
-from bench.llamacpp import Setting, _Batch, _common, _Work, missing, run, sample
+from bench.llamacpp import INSTALL, Setting, _Batch, _common, _Work, missing, run, sample
 from bench.shapes import EOS, TINY, random_weights
 from llama import Llama
 from sampling import Decoding, Request, generate
 
 INT, INTS = ctypes.c_int32, ctypes.POINTER(ctypes.c_int32)
-HERE = pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()}; make bench does")
+HERE = pytest.mark.skipif(bool(missing()), reason=f"not here: {missing()}; {INSTALL}")
 SETTINGS = [Setting(5), Setting(5, flash=True)]
 
 
@@ -68,13 +68,12 @@ def follow(text: list[int]) -> int:
     return hash(tuple(text)) % 800
 
 
-def rows(template: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
-    draw = np.random.default_rng(seed)
+def rows(template: int) -> list[tuple[list[int], list[int]]]:
+    draw = np.random.default_rng(0)
     shared = draw.integers(3, 800, template).tolist()
-    return [
-        (shared + draw.integers(3, 800, draw.integers(4, 9)).tolist(), draw.integers(1, 12, n).tolist())
-        for n in (3, 2, 5, 1, 3, 4, 3, 2)
-    ]  # fmt: skip
+    rests = [draw.integers(3, 800, size).tolist() for size in draw.integers(4, 9, 8)]
+    lengths = [draw.integers(1, 12, n).tolist() for n in (3, 2, 5, 1, 3, 4, 3, 2)]
+    return [(shared + rest, several) for rest, several in zip(rests, lengths)]
 
 
 @pytest.mark.parametrize("template", [0, 20])
