@@ -54,7 +54,7 @@ class Setting:
         return f"{self.sequences} sequences, {attention}"
 
 
-SETTINGS = tuple(Setting(size, flash) for flash in (False, True) for size in (16, 32, 64))
+SETTINGS = tuple(Setting(size, flash) for flash in (False, True) for size in (32, 64))
 
 
 def missing() -> list[str]:
@@ -83,7 +83,7 @@ class Twin:
         """Room for sequences up to so many places, one more than asked, and for so large batches.
 
         One KV buffer for all suits flash attention, which skips what a sequence does not see;
-        without it a buffer each is far quicker.
+        without it a buffer each is quicker.
         """
         settings = self.api.llama_context_default_params()
         settings.n_seq_max = settings.n_outputs_max = setting.sequences + 1
@@ -238,18 +238,19 @@ class _Batch:
         self.wanted_T, self.ones_T = np.zeros(size, np.int8), np.ones(size, np.int32)
         # where each token's list of sequences begins: here, of one
         self.sequences_T = self.sequence_T.ctypes.data + 4 * np.arange(size, dtype=np.uint64)
-        arrays = (self.token_T, None, self.place_T, self.ones_T, self.sequences_T, self.wanted_T)
-        fields = zip(api.llama_batch._fields_[1:], arrays)
-        self.native = api.llama_batch(
-            0, *(ctypes.cast(None if a is None else a.ctypes.data, kind) for (_, kind), a in fields)
-        )
+        self.native = api.llama_batch(n_tokens=0)
+        for (name, kind), array_T in zip(api.llama_batch._fields_[1:], (
+            self.token_T, None, self.place_T, self.ones_T, self.sequences_T, self.wanted_T
+        )):  # fmt: skip
+            if array_T is not None:
+                setattr(self.native, name, ctypes.cast(array_T.ctypes.data, kind))
 
     def add(self, tokens: Sequence[int], places: Any, sequences: Any, wanted: Any) -> int:
         """Appends tokens, each with its place, its sequence, and whether the next one is wanted;
         returns where the last of them is."""
-        T = self.native.n_tokens
+        T: int = self.native.n_tokens
         some = slice(T, T + len(tokens))
         self.token_T[some], self.place_T[some] = tokens, places
         self.sequence_T[some], self.wanted_T[some] = sequences, wanted
-        self.native.n_tokens = some.stop
-        return some.stop - 1
+        self.native.n_tokens = T + len(tokens)
+        return T + len(tokens) - 1
