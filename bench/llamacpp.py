@@ -238,12 +238,14 @@ class _Batch:
         self.wanted_T, self.ones_T = np.zeros(size, np.int8), np.ones(size, np.int32)
         # where each token's list of sequences begins: here, of one
         self.sequences_T = self.sequence_T.ctypes.data + 4 * np.arange(size, dtype=np.uint64)
+        arrays: dict[str, Any] = {
+            "token": self.token_T, "pos": self.place_T, "n_seq_id": self.ones_T,
+            "seq_id": self.sequences_T, "logits": self.wanted_T,
+        }  # fmt: skip
+        kinds = dict(api.llama_batch._fields_)
         self.native = api.llama_batch(n_tokens=0)
-        for (name, kind), array_T in zip(api.llama_batch._fields_[1:], (
-            self.token_T, None, self.place_T, self.ones_T, self.sequences_T, self.wanted_T
-        )):  # fmt: skip
-            if array_T is not None:
-                setattr(self.native, name, ctypes.cast(array_T.ctypes.data, kind))
+        for name, array_T in arrays.items():
+            setattr(self.native, name, ctypes.cast(array_T.ctypes.data, kinds[name]))
 
     def add(self, tokens: Sequence[int], places: Any, sequences: Any, wanted: Any) -> int:
         """Appends tokens, each with its place, its sequence, and whether the next one is wanted;
