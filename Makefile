@@ -25,7 +25,9 @@ lint: .venv/installed-tests
 	$(BIN)/mypy
 
 # Our speed beside other tools', into BENCHMARKS.md: a quarter of an hour on a machine to itself.
+# One of them, llama.cpp, has to be compiled; where that fails, the others race all the same.
 bench: .venv/installed-tests
+	$(MAKE) --no-print-directory .venv/installed-peers || echo 'llama.cpp was not built: the bench goes on without it' >&2
 	$(BIN)/python -m bench
 
 # The loop against its controls over five seeds; over half an hour, and it goes on where it was stopped.
@@ -53,3 +55,8 @@ clean:
 .venv/installed-tests: setup.py constraints.txt | .venv/made
 	$(PIP) --editable '.[test,lint]'
 	touch .venv/installed $@
+
+# Compiles for this machine's processor, for minutes.
+.venv/installed-peers: setup.py constraints.txt | .venv/made
+	$(PIP) --editable '.[peers]'
+	touch $@

@@ -33,5 +33,6 @@ setup(
             "trl",
         ],
         "lint": ["ruff", "mypy"],
+        "peers": ["llama-cpp-python", "gguf"],
     },
 )

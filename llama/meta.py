@@ -173,7 +173,7 @@ def _halves_from_pairs(name: str, weight: Tensor, config: LlamaConfig) -> Tensor
     return _swap(weight, (-1, config.head_dim // 2, 2))
 
 
-def _pairs_from_halves(name: str, weight: Tensor, config: LlamaConfig) -> Tensor:
+def pairs_from_halves(name: str, weight: Tensor, config: LlamaConfig) -> Tensor:
     if not _is_rotated(name):
         return weight
     return _swap(weight, (-1, 2, config.head_dim // 2))
@@ -204,7 +204,7 @@ def write_meta(
     }
     for number in range(parts):
         part = {
-            theirs: _pairs_from_halves(
+            theirs: pairs_from_halves(
                 theirs, weights.read(name, _place(theirs, shapes[theirs], number), None), config
             )
             for theirs, name in ours.items()

@@ -15,7 +15,7 @@ import llama
 from llama import meta
 from llama.__main__ import main
 from llama.config import PRESETS, from_meta
-from llama.meta import _pairs_from_halves, _params, write_meta
+from llama.meta import _params, pairs_from_halves, write_meta
 from llama.model import rotary_tables, rotate
 from llama.weights import held, read_checkpoint
 
@@ -92,9 +92,7 @@ def test_metas_rotary_order() -> None:
     turn = torch.complex(cos[..., : D // 2], sin[..., D // 2 :])[0]  # the first half has -sin
     theirs = []
     for w in weight:
-        pairs = (x_TC @ _pairs_from_halves("wq.weight", w, GROUPED).T).unflatten(
-            -1, (-1, D // 2, 2)
-        )
+        pairs = (x_TC @ pairs_from_halves("wq.weight", w, GROUPED).T).unflatten(-1, (-1, D // 2, 2))
         theirs.append(
             torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn).flatten(-2)
         )

@@ -50,9 +50,11 @@ def test_every_requirement_is_pinned_and_every_pin_is_one_version():
     assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin) for pin in pins)
     assert len(pins) == len({pin.split("==")[0] for pin in pins})
     setup = (ROOT / "setup.py").read_text()
-    lists = re.findall(r'(?:install_requires=|"test": |"lint": )\[(.*?)\]', setup, re.DOTALL)
+    lists = re.findall(
+        r'(?:install_requires=|"test": |"lint": |"peers": )\[(.*?)\]', setup, re.DOTALL
+    )
     names = re.findall(r'"([a-z-]+)', " ".join(lists))
-    assert len(lists) == 3 and len(names) > 10
+    assert len(lists) == 4 and len(names) > 10
     assert set(names) <= {pin.split("==")[0] for pin in pins}
 
 
