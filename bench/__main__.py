@@ -1,6 +1,6 @@
 """`python -m bench`: races our sampling and DPO against other tools', and writes BENCHMARKS.md.
 
-Takes a quarter of an hour and wants the machine to itself. `--quick` runs it in miniature, to see
+Takes twenty minutes and wants the machine to itself. `--quick` runs it in miniature, to see
 that it works: its numbers mean nothing, and it writes a file only where `--out` says so.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bench import dpo_race, sampling_race
+from bench import dpo_race, llamacpp, sampling_race
 from bench.floor import sgemm_rate
 from bench.report import Result, document, table, tried
 from bench.shapes import (
@@ -38,19 +38,30 @@ SEED = 0
 
 
 @dataclass(frozen=True)
+class Against:
+    """What a workload's opponents may try, and how often each runs."""
+
+    batches: Sequence[int]  # in prompts: `transformers`
+    settings: Sequence[llamacpp.Setting]
+    rounds: int
+
+
+@dataclass(frozen=True)
 class Program:
     """How much is raced."""
 
-    workloads: Mapping[Workload, Sequence[int]]  # and the opponent's batch sizes, in prompts
+    workloads: Mapping[Workload, Against]
     pairs: int
     pairs_at_once: Sequence[int]
     rounds: int
 
 
-MANY, SOME = (8, 16, 32, 64), (4, 8, 16)
-WORKLOADS = {JUDGE: MANY, CANDIDATES: MANY, LONG_JUDGE: SOME, LONG_CANDIDATES: SOME}
+MANY = Against((8, 16, 32, 64), llamacpp.SETTINGS, 3)
+SLOW = Against((4, 8), [one for one in llamacpp.SETTINGS if not one.flash], 2)  # a minute a run
+WORKLOADS = {JUDGE: MANY, CANDIDATES: MANY, LONG_JUDGE: SLOW, LONG_CANDIDATES: SLOW}
 FULL = Program(WORKLOADS, PAIRS, (4, 8, 16), 3)
-FEW = {replace(workload, prompts=4): (2, 4) for workload in (JUDGE, CANDIDATES)}
+LITTLE = Against((2, 4), llamacpp.SETTINGS[:1], 1)
+FEW = {replace(workload, prompts=4): LITTLE for workload in (JUDGE, CANDIDATES)}
 QUICK = Program(FEW, 16, (8, 16), 1)
 
 
@@ -68,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    if absent := ", ".join(llamacpp.missing()):
+        print(f"llama.cpp is not raced: {absent} not installed ({llamacpp.INSTALL})")
     rate, results = sgemm_rate(), []
     for result in races(program):
         results.append(result)
@@ -77,8 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         sgemm_rate=rate,
         command=shlex.join(["python", "-m", "bench", *arguments]),
         models=[shape(TINY), shape(MEDIUM)],
-        rounds=program.rounds,
-        rules=[str(module.__doc__).strip() for module in (sampling_race, dpo_race)],
+        rules=[str(module.__doc__).strip() for module in (sampling_race, llamacpp, dpo_race)],
     )
     if out is not None:
         try:
@@ -92,13 +104,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def races(program: Program) -> Iterator[Result]:
     """Each race in turn."""
-    for workload, batch_sizes in program.workloads.items():
+    for workload, against in program.workloads.items():
         name = f"{workload.name}: {workload.prompts} prompts of {workload.shortest} to "
         name += f"{workload.longest} tokens, {workload.template} of them alike, "
         name += f"{workload.n} samples each"
-        outcome = sampling_race.sampling_race(workload, batch_sizes, program.rounds, SEED)
+        rounds = against.rounds
+        outcome = sampling_race.sampling_race(workload, against.batches, rounds, SEED)
         yield Result(name, "tokens", "`transformers` generate", *outcome)
-        outcome = sampling_race.grouping_race(workload, program.rounds, SEED)
+        if not llamacpp.missing():
+            outcome = sampling_race.llamacpp_race(workload, against.settings, rounds, SEED)
+            yield Result(name, "tokens", "llama.cpp", *outcome)
+        outcome = sampling_race.grouping_race(workload, rounds, SEED)
         yield Result(name, "tokens", "grouping off", *outcome)
     outcome = dpo_race.dpo_race(program.pairs, program.pairs_at_once, program.rounds, SEED)
     name = "DPO: prompts of {} to {} tokens, answers of {} to {}".format(*PROMPT, *RESPONSE)

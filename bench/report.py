@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,6 +19,13 @@ HEADER = (
     "workload", "count", "ours", "theirs", "their best setting", "ours / theirs", "floor",
     "ours of the floor",
 )  # fmt: skip
+
+PACKAGES = {  # and what they are imported as
+    "torch": "torch",
+    "transformers": "transformers",
+    "trl": "trl",
+    "llama-cpp-python": "llama_cpp",
+}
 
 TEXT = """# Benchmarks
 
@@ -37,7 +45,8 @@ and a larger one, {models[1]}.
 
 {table}
 
-Rates are per second, each the best of {rounds} runs. All of the opponent's settings, first run:
+Rates are per second, each the best of three runs (134M: of two). All of the opponent's settings,
+first run:
 
 {tried}
 
@@ -100,7 +109,6 @@ def document(
     sgemm_rate: float,
     command: str,
     models: Sequence[str],
-    rounds: int,
     rules: Sequence[str],
 ) -> str:
     """The whole of BENCHMARKS.md; rules: how each race is run, in Markdown."""
@@ -109,12 +117,13 @@ def document(
         machine=machine(),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
-        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")),
+        versions=", ".join(
+            f"{name} {version(name)}" for name in PACKAGES if find_spec(PACKAGES[name])
+        ),
         day=date.today().isoformat(),
         gflops=sgemm_rate / 1e9,
         models=models,
         table=table(results, sgemm_rate),
-        rounds=rounds,
         tried=tried(results),
         rules="\n\n".join(rules),
     )

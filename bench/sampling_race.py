@@ -17,13 +17,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import floor
+from bench import floor, llamacpp
 from bench.race import Race, Run, race
 from bench.shapes import TEMPERATURE, TOP_P, Ending, Workload, random_weights, requests
 from bench.twin import transformers_twin
@@ -37,9 +37,7 @@ def sampling_race(
     workload: Workload, batch_sizes: Sequence[int], rounds: int, seed: int
 ) -> tuple[Race, int]:
     """The race, and the workload's operations; batch_sizes: in prompts, for the opponent."""
-    model = random_weights(Ending(workload.config, workload.end), seed)
-    asked = requests(workload, seed)
-    lengths = _lengths(model, asked, workload, seed)
+    model, asked, lengths = _field(workload, seed)
     ours = partial(run_ours, model, asked, workload, seed)
     twin, rows = transformers_twin(model), sorted(zip(asked, lengths), key=_prompt_length)
     theirs = {
@@ -49,10 +47,24 @@ def sampling_race(
     return race(ours, theirs, rounds), _operations(asked, lengths, workload)
 
 
+def llamacpp_race(
+    workload: Workload, settings: Sequence[llamacpp.Setting], rounds: int, seed: int
+) -> tuple[Race, int]:
+    """The race against llama.cpp, whose packages must be there, and the workload's operations."""
+    model, asked, lengths = _field(workload, seed)
+    rows = [
+        (request.token_ids, several)
+        for request, several in sorted(zip(asked, lengths), key=_prompt_length)
+    ]
+    twin, threads = llamacpp.Twin(model), torch.get_num_threads()
+    ours = partial(run_ours, model, asked, workload, seed)
+    theirs = {str(one): partial(llamacpp.run, twin, rows, threads, one) for one in settings}
+    return race(ours, theirs, rounds), _operations(asked, lengths, workload)
+
+
 def grouping_race(workload: Workload, rounds: int, seed: int) -> tuple[Race, int]:
     """Our engine against itself, where it shares neither what prompts begin with nor prompts."""
-    model = random_weights(Ending(workload.config, workload.end), seed)
-    asked = requests(workload, seed)
+    model, asked, lengths = _field(workload, seed)
     alone = [
         replace(request, id=f"{request.id} {k}", n=1) for request in asked for k in range(request.n)
     ]
@@ -65,16 +77,17 @@ def grouping_race(workload: Workload, rounds: int, seed: int) -> tuple[Race, int
             engine.LEAST_SHARED = least
 
     ours = partial(run_ours, model, asked, workload, seed)
-    lengths = _lengths(model, asked, workload, seed)
     outcome = race(ours, {"a request a sample": run_alone}, rounds)
     return outcome, _operations(asked, lengths, workload)
 
 
-def _lengths(
-    model: Llama, asked: Sequence[Request], workload: Workload, seed: int
-) -> list[list[int]]:
+@lru_cache(maxsize=1)
+def _field(workload: Workload, seed: int) -> tuple[Llama, list[Request], list[list[int]]]:
+    """The model, the prompts, and how many tokens our engine draws for each of their samples."""
+    model = random_weights(Ending(workload.config, workload.end), seed)
+    asked = requests(workload, seed)
     samples = generate(model, asked, workload.decoding(), seed=seed)
-    return [[_drawn(sample) for sample in several] for several in samples]
+    return model, asked, [[_drawn(sample) for sample in several] for several in samples]
 
 
 def _operations(

@@ -48,11 +48,11 @@ class Workload:
         return Decoding(TEMPERATURE, TOP_P, self.end, frozenset({EOS}))
 
 
-JUDGE = Workload("judge rows", prompts=400, n=3, template=20, shortest=45, longest=75, end=105)
-CANDIDATES = Workload("candidates", prompts=400, n=4, template=5, shortest=24, longest=32, end=44)
+JUDGE = Workload("judge rows", prompts=512, n=3, template=20, shortest=45, longest=75, end=105)
+CANDIDATES = Workload("candidates", prompts=512, n=4, template=5, shortest=24, longest=32, end=44)
 LONG_JUDGE = Workload(
     "134M judge rows",
-    prompts=16,
+    prompts=24,
     n=3,
     template=160,
     shortest=200,
@@ -61,7 +61,7 @@ LONG_JUDGE = Workload(
     config=MEDIUM,
 )
 LONG_CANDIDATES = Workload(
-    "134M candidates", prompts=16, n=4, template=5, shortest=60, longest=120, end=160,
+    "134M candidates", prompts=24, n=4, template=5, shortest=60, longest=120, end=160,
     config=MEDIUM,
 )  # fmt: skip
 PROMPT, RESPONSE = (45, 75), (20, 60)  # tokens in a pair: as many as in a judge row, and ragged

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import floor
+from bench import floor, llamacpp
 from bench.__main__ import main, races
 from bench.dpo_race import BATCH, train_ours, train_theirs
 from bench.race import Run, race
@@ -35,12 +35,15 @@ def test_the_quick_program_writes_its_tables(tmp_path: Path, capsys, monkeypatch
 
     monkeypatch.setattr("bench.__main__.races", watched)
     assert main(["--quick", "--out", str(tmp_path / "B.md")]) == 0
-    assert [result.unit for result in seen] == ["tokens"] * 4 + ["pairs"]
-    alone = [result for result in seen if result.opponent == "grouping off"]
-    assert [len(result.race.tried) for result in alone] == [1, 1]
-    for result in (result for result in seen if result not in alone):
+    peers = [] if llamacpp.missing() else ["llama.cpp"]
+    sampling = 2 * ["`transformers` generate", *peers, "grouping off"]
+    assert [result.opponent for result in seen] == [*sampling, "TRL's DPOTrainer"]
+    assert [result.unit for result in seen] == ["tokens"] * len(sampling) + ["pairs"]
+    for result in seen:
+        assert len(result.race.tried) == (1 if result.opponent in (*peers, "grouping off") else 2)
+    for result in (result for result in seen if result.opponent != "grouping off"):
         assert result.race.ours.count == result.race.theirs.count > 0
-        assert len(result.race.tried) == 2 and result.race.setting in result.race.tried
+        assert result.race.setting in result.race.tried
         assert {run.count for run in result.race.tried.values()} == {result.race.ours.count}
     text = (tmp_path / "B.md").read_text()
     assert table(seen, 1e9).splitlines()[0] in text and "--quick --out" in text
