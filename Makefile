@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # One thread a test process: two processes with two threads each only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
-.PHONY: install run test lint bench controls base clean
+.PHONY: install run test lint bench bench-gpu controls base clean
 
 install: .venv/installed
 
@@ -29,6 +29,10 @@ lint: .venv/installed-tests
 bench: .venv/installed-tests
 	$(MAKE) --no-print-directory .venv/installed-peers || echo 'llama.cpp was not built: the bench goes on without it' >&2
 	$(BIN)/python -m bench
+
+# Sampling at 7B's shape on a GPU, against what the card can do.
+bench-gpu: .venv/installed-tests
+	$(BIN)/python -m bench.gpu --out bench/gpu.md
 
 # The loop against its controls over five seeds; over half an hour, and it goes on where it was stopped.
 controls: .venv/installed

@@ -147,7 +147,7 @@ def sample(config: LlamaConfig, slots: int, prompt: int, new: int, draw: random.
     model = Llama(config)
     model.init_weights()
     requests = [Request(str(i), ids(prompt, config, draw), N) for i in range(slots // N)]
-    generate(model, requests, Decoding(1.0, 0.9, new), seed=0, slots=slots)
+    generate(model, requests, Decoding(1.0, 0.9, new), seed=0, slots=slots, processes=1)
     return sampling(config, Sampling(FP32, slots, prompt, new, N))
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -65,20 +66,24 @@ def llamacpp_race(
 def grouping_race(workload: Workload, rounds: int, seed: int) -> tuple[Race, int]:
     """Our engine against itself, where it shares neither what prompts begin with nor prompts."""
     model, asked, lengths = _field(workload, seed)
-    alone = [
-        replace(request, id=f"{request.id} {k}", n=1) for request in asked for k in range(request.n)
-    ]
 
     def run_alone() -> Run:
-        least, engine.LEAST_SHARED = engine.LEAST_SHARED, sys.maxsize
-        try:
+        with grouping_off(asked) as alone:
             return run_ours(model, alone, workload, seed)
-        finally:
-            engine.LEAST_SHARED = least
 
     ours = partial(run_ours, model, asked, workload, seed)
     outcome = race(ours, {"a request a sample": run_alone}, rounds)
     return outcome, _operations(asked, lengths, workload)
+
+
+@contextmanager
+def grouping_off(asked: Sequence[Request]) -> Iterator[list[Request]]:
+    """A request a sample; inside, what all prompts begin with is shared by none."""
+    least, engine.LEAST_SHARED = engine.LEAST_SHARED, sys.maxsize
+    try:
+        yield [replace(one, id=f"{one.id} {k}", n=1) for one in asked for k in range(one.n)]
+    finally:
+        engine.LEAST_SHARED = least
 
 
 @lru_cache(maxsize=1)
@@ -87,7 +92,7 @@ def _field(workload: Workload, seed: int) -> tuple[Llama, list[Request], list[li
     model = random_weights(Ending(workload.config, workload.end), seed)
     asked = requests(workload, seed)
     samples = generate(model, asked, workload.decoding(), seed=seed)
-    return model, asked, [[_drawn(sample) for sample in several] for several in samples]
+    return model, asked, [[drawn(sample) for sample in several] for several in samples]
 
 
 def _operations(
@@ -102,7 +107,7 @@ def run_ours(model: Llama, asked: Sequence[Request], workload: Workload, seed: i
     started = time.perf_counter()
     samples = generate(model, asked, workload.decoding(), seed=seed)
     seconds = time.perf_counter() - started
-    return Run(sum(_drawn(sample) for several in samples for sample in several), seconds)
+    return Run(sum(drawn(sample) for several in samples for sample in several), seconds)
 
 
 def run_theirs(twin: Any, rows: Sequence[tuple[Request, list[int]]], size: int) -> Run:
@@ -118,11 +123,15 @@ def run_theirs(twin: Any, rows: Sequence[tuple[Request, list[int]]], size: int) 
 @torch.inference_mode()
 def _generate(twin: Any, batch: Sequence[Request], lengths_B: Tensor) -> int:
     """Samples of these lengths; returns how many tokens they have."""
-    T = max(len(request.token_ids) for request in batch)
+    T, device = max(len(request.token_ids) for request in batch), twin.device
     padding = [T - len(request.token_ids) for request in batch]
     written = twin.generate(
-        torch.tensor([[PAD] * left + row.token_ids for left, row in zip(padding, batch)]),
-        attention_mask=torch.tensor([[0] * left + [1] * (T - left) for left in padding]),
+        torch.tensor(
+            [[PAD] * left + row.token_ids for left, row in zip(padding, batch)], device=device
+        ),
+        attention_mask=torch.tensor(
+            [[0] * left + [1] * (T - left) for left in padding], device=device
+        ),
         num_return_sequences=batch[0].n,
         do_sample=True,
         temperature=TEMPERATURE,
@@ -132,12 +141,12 @@ def _generate(twin: Any, batch: Sequence[Request], lengths_B: Tensor) -> int:
         eos_token_id=None,
         pad_token_id=PAD,
         # a function does: what is called is all that generate asks of a criterion
-        stopping_criteria=[lambda ids_BT, *_, **__: ids_BT.shape[1] - T >= lengths_B],
+        stopping_criteria=[lambda ids_BT, *_, **__: ids_BT.shape[1] - T >= lengths_B.to(device)],
     )
     return int(lengths_B.clamp(max=written.shape[1] - T).sum())
 
 
-def _drawn(sample: Sample) -> int:
+def drawn(sample: Sample) -> int:
     """Tokens that were drawn for it, with the one that ended it."""
     return len(sample.token_ids) + sample.finished
 

@@ -42,10 +42,11 @@ class Workload:
     longest: int
     end: int
     config: LlamaConfig = TINY
+    most_new: int | None = None  # tokens of a sample; none: as many as fit before `end`
 
     def decoding(self) -> Decoding:
         """The loop's, with room for the longest samples."""
-        return Decoding(TEMPERATURE, TOP_P, self.end, frozenset({EOS}))
+        return Decoding(TEMPERATURE, TOP_P, self.most_new or self.end, frozenset({EOS}))
 
 
 JUDGE = Workload("judge rows", prompts=512, n=3, template=20, shortest=45, longest=75, end=105)

@@ -18,7 +18,7 @@ from llama.config import LlamaConfig
 MASTER = 4  # bytes of a weight as it is trained: fp32, and so is its gradient
 SIDE_BY_SIDE = 2  # blocks that FSDP has whole at a time: the one at work, and the next
 LOGITS = 12  # bytes a logit: log-softmax, its gradient and the logits', all fp32
-DRAWN = 24  # bytes a logit while a token is drawn: probabilities, sorted, their sums in fp64
+DRAWN = 16  # bytes a logit while a token is drawn: logits, weights, these sorted, which are kept
 PREFILL = 2048  # tokens of prompts that the engine reads at once
 
 

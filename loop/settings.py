@@ -134,7 +134,7 @@ class Machine:
 
     shard: str = "all"  # in training: a copy of the weights across all ranks, or on each machine
     offload: bool = False  # in training: what a GPU holds of weights and moments waits beside it
-    slots: int = 512  # samples decoded side by side
+    slots: int = 1024  # samples decoded side by side
     unit: int = 512  # items of a stage that are kept at a time: an interruption costs at most these
     timeout_s: float = 1800.0  # how long a rank waits for the others before it gives up
 

@@ -1,6 +1,6 @@
 """The samples in progress: reads prompts, writes a token to each sample, lets the ended ones go.
 
-Knows the cache only as slots that are given and taken back. Knows no text, no ranks and no queue.
+Knows the cache only as slots that are given and taken back. Knows no text and no ranks.
 """
 
 # S slots in use, N tokens of the longest sample, V vocabulary
@@ -8,6 +8,8 @@ Knows the cache only as slots that are given and taken back. Knows no text, no r
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from llama.cache import Cache, Cohort
 from llama.model import Llama
 from sampling.sample import choose, streams, uniforms
 
+REFILL_SHARE = 1 / 4  # of the slots must be free before prompts are read: one by one is slow
 PREFILL_TOKENS = 2048  # read at once: enough to fill the machine, little enough for its caches
 
 Owner = tuple[int, int]  # request, sample
@@ -62,8 +65,13 @@ class Decoding:
 class Batch:
     """Samples in progress. `owners[s]` is whose sample stands in slot s of the cache."""
 
-    def __init__(self, model: Llama, decoding: Decoding, seed: int) -> None:
+    def __init__(
+        self, model: Llama, decoding: Decoding, seed: int, slots: int = 1, room: float = math.inf
+    ) -> None:
+        """slots: samples in progress at most; room: tokens that the cache may hold."""
         weight = next(model.parameters())
+        self.slots, self.room = slots, room
+        self.tokens = 0  # written by now
         self.model, self.decoding, self.seed, self.device = model, decoding, seed, weight.device
         self.cache = Cache(model.config, weight.dtype, weight.device)
         self.owners: list[Owner] = []
@@ -77,6 +85,21 @@ class Batch:
         """Reads what all prompts begin with. The asks that follow hold what comes after it."""
         tokens_1T = torch.tensor([prefix], device=self.device)
         self.model(tokens_1T, self.cache.share(len(prefix)), head=lambda hidden, project: None)
+
+    def take(self, waiting: deque[Ask]) -> list[Ask]:
+        """Takes what is to be read now from the queue: prompts of about one length, if any."""
+        free_slots = self.slots - len(self.owners)
+        free_tokens = self.room - self.cache.tokens_held
+        if not waiting or (self.owners and free_slots < REFILL_SHARE * self.slots):
+            return []
+        asked: list[Ask] = []
+        longest, new, samples = len(waiting[0].prompt), waiting[0].limit, 0
+        while waiting and longest - len(waiting[0].prompt) <= max(16, longest // 4):
+            samples, new = samples + len(waiting[0].samples), max(new, waiting[0].limit)
+            if samples > free_slots or longest * (len(asked) + 1) + new * samples > free_tokens:
+                break
+            asked.append(waiting.popleft())
+        return asked
 
     def _integers(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
@@ -135,6 +158,7 @@ class Batch:
             logp_S1 = logits_SV.float().log_softmax(dim=-1).gather(1, token_S[:, None])
             self.logp_SN[slots].scatter_(1, count_S[:, None], logp_S1)
         count_S += 1
+        self.tokens += len(token_S)
         ended_S = torch.zeros(len(self.owners), dtype=torch.bool, device=self.device)
         ended_S[slots] = self.stops_V[token_S] | (count_S >= self.limit_S[slots])
         return self._release(ended_S) if ended_S.any() else []

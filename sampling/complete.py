@@ -36,7 +36,7 @@ class Completer:
         tokenizer: Tokenizer,
         *,
         group: Group | None = None,
-        slots: int = 512,
+        slots: int = 1024,
         progress: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.group, self.slots = model, tokenizer, group, slots
@@ -102,7 +102,7 @@ def sample_on_ranks(
     *,
     seed: int,
     group: Group | None,
-    slots: int = 512,
+    slots: int = 1024,
     description: str,
     shown: bool,
 ) -> list[list[Sample]]:

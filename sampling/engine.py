@@ -19,17 +19,19 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from llama.cache import token_bytes
 from llama.config import LlamaConfig
 from llama.model import Llama
+from llama.varlen import HALF
 from sampling.batch import Ask, Batch, Decoding, Owner, Sample
+from sampling.lanes import Lanes
 from sampling.sample import key
 from sampling.spread import Progress, Request, Tell, over_processes
 
 LEAST_SHARED = 16  # tokens that all prompts begin with; fewer are not worth the trouble
 FREE_SHARE = 0.8  # of a GPU's free memory is the cache's; the rest is for one step's activations
-REFILL_SHARE = 1 / 4  # of the slots must be free before prompts are read: one by one is slow
 FORK_SAMPLES = 64  # for fewer samples a process more is not worth its start
 
 
@@ -39,16 +41,16 @@ def generate(
     decoding: Decoding,
     *,
     seed: int,
-    slots: int = 512,
+    slots: int = 1024,
     kv_bytes: int | None = None,
     processes: int | None = None,
     progress: Tell | None = None,
 ) -> list[list[Sample]]:
     """n samples of every request, in the order of the requests.
 
-    slots: samples worked on at once by a process; kv_bytes: what the cache may take, by default
-    most of what a GPU has free, without bound on a CPU. processes: by default one a thread of
-    torch's, on a CPU and without kv_bytes, if there is enough to do. All three change the speed
+    slots: samples worked on at once, in all processes; kv_bytes: what the cache may take, by
+    default most of what a GPU has free, without bound on a CPU. processes: by default one a thread
+    of torch's, on a CPU and without kv_bytes, if there is enough to do. All three change the speed
     only. Where memory runs out all the same, half the slots are tried.
     progress: called after every step.
     A sample ends unfinished after `max_new_tokens`, or where the context is full. A request that
@@ -58,9 +60,10 @@ def generate(
     for logits that are not numbers.
     """
     _check(requests, decoding, slots, model.config.vocab_size)
-    make = partial(_make, model, decoding=decoding, seed=seed, slots=slots, kv_bytes=kv_bytes)
     tell = progress or (lambda progress: None)
     count = _processes(model, requests, kv_bytes) if processes is None else processes
+    each = -(-slots // count)
+    make = partial(_make, model, decoding=decoding, seed=seed, slots=each, kv_bytes=kv_bytes)
     if count > 1:
         return over_processes(make, requests, decoding.max_new_tokens, count, tell)
     return make(requests, tell)
@@ -115,22 +118,20 @@ def _run(
         for place, request in enumerate(requests)
         if (limit := _limit(request, decoding, model.config)) > 0
     ]
-    batch, room = Batch(model, decoding, seed), _room(model, kv_bytes)
-    if shared := _common([ask.prompt for ask in asks]):
-        batch.share(asks[0].prompt[:shared])
-        asks = [replace(ask, prompt=ask.prompt[shared:]) for ask in asks]
+    prefix = asks[0].prompt[: _common([ask.prompt for ask in asks])] if asks else []
+    asks = [replace(ask, prompt=ask.prompt[len(prefix) :]) for ask in asks]
     # the longest prompts first: those beside each other are then of about one length
     asks.sort(key=lambda ask: -len(ask.prompt))
-    waiting = deque(part for ask in asks for part in _parts(ask, slots, room - shared))
+    room = _room(model, kv_bytes)
+    waiting = deque(part for ask in asks for part in _parts(ask, slots, room - len(prefix)))
     samples = _refusals(requests, waiting, model.config)
-    ready, tokens = len(samples), 0
-    while waiting or batch.owners:
-        asked = _next(waiting, batch, slots, room)
-        ended = batch.read(asked) if asked else batch.step()
-        samples |= ended
-        ready += len(ended)
-        tokens += sum(len(ask.samples) for ask in asked) or len(batch.owners) + len(ended)
-        tell(Progress(ready, len(batch.owners), tokens))
+    if waiting:
+        batch = _batch(model, decoding, seed, slots, room, waiting, prefix)
+        while waiting or batch.owners:
+            asked = batch.take(waiting)
+            assert asked or batch.owners, waiting[0]  # `_parts` let nothing pass that does not fit
+            samples |= batch.read(asked) if asked else batch.step()
+            tell(Progress(len(samples), len(batch.owners), batch.tokens))
     return [[samples[i, k] for k in range(request.n)] for i, request in enumerate(requests)]
 
 
@@ -178,10 +179,33 @@ def _limit(request: Request, decoding: Decoding, config: LlamaConfig) -> int:
     return min(decoding.max_new_tokens, config.max_seq_len - len(request.token_ids))
 
 
+def _batch(
+    model: Llama,
+    decoding: Decoding,
+    seed: int,
+    slots: int,
+    room: float,
+    asks: Sequence[Ask],
+    prefix: list[int],
+) -> Batch | Lanes:
+    """What the asks are read into, once it has read what they all begin with."""
+    batch: Batch | Lanes
+    if _in_lanes(next(model.parameters())):
+        batch = Lanes(model, decoding, seed, slots, room, asks, len(prefix))
+    else:
+        batch = Batch(model, decoding, seed, slots, room)
+    if prefix:
+        batch.share(prefix)
+    return batch
+
+
+def _in_lanes(weight: Tensor) -> bool:
+    """Whether lanes are made for this: a GPU whose flash kernel knows the weights' type."""
+    return weight.device.type == "cuda" and weight.dtype in HALF
+
+
 def _common(prompts: Sequence[list[int]]) -> int:
     """How many tokens all prompts begin with that are worth reading once for all: 0 if few."""
-    if not prompts:
-        return 0
     first, last = min(prompts), max(prompts)  # the two that differ soonest
     most = min(map(len, prompts)) - 1  # each keeps a token of its own, which predicts the next
     common = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), most)
@@ -214,22 +238,6 @@ def _refusals(
         if place not in served:
             samples |= {(place, k): Sample([], False, refused=why) for k in range(request.n)}
     return samples
-
-
-def _next(waiting: deque[Ask], batch: Batch, slots: int, kv_tokens: float) -> list[Ask]:
-    """Takes what is to be read now from the queue: prompts of about one length, if any."""
-    free_slots, free_tokens = slots - len(batch.owners), kv_tokens - batch.cache.tokens_held
-    if not waiting or (batch.owners and free_slots < REFILL_SHARE * slots):
-        return []
-    asked: list[Ask] = []
-    longest, new, samples = len(waiting[0].prompt), waiting[0].limit, 0
-    while waiting and longest - len(waiting[0].prompt) <= max(16, longest // 4):
-        samples, new = samples + len(waiting[0].samples), max(new, waiting[0].limit)
-        if samples > free_slots or longest * (len(asked) + 1) + new * samples > free_tokens:
-            break
-        asked.append(waiting.popleft())
-    assert asked or batch.owners, waiting[0]  # `_parts` let nothing pass that does not fit
-    return asked
 
 
 def _check(requests: Sequence[Request], decoding: Decoding, slots: int, vocab_size: int) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DAMAGED = "the model's logits hold NaN or infinity: its weights are damaged"
 BLOCK = 32  # tokens whose probabilities are summed in fp32
 SHARP = 1e-6  # how well fp32 probabilities sum up; a top-p reached to within it is reached
 
@@ -48,21 +49,34 @@ def _mix(x_B: Tensor) -> Tensor:
 
 
 def choose(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> Tensor:
+    """`draw`, of logits that are looked at first: waits for the device.
+
+    Raises ValueError if any row's largest logit is not a finite number.
+    """
+    if not are_numbers(logits_BV).all():
+        raise ValueError(DAMAGED)
+    return draw(logits_BV, u_B, temperature, top_p)
+
+
+def are_numbers(logits_BV: Tensor) -> Tensor:
+    """Whether each row's largest logit is a finite number; NaN counts as larger than any."""
+    return logits_BV.amax(dim=-1).isfinite()
+
+
+def draw(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> Tensor:
     """Token ids [B]: the inverse of the truncated distribution's cumulative sum, at u.
 
     The distribution is softmax(logits / temperature), cut to the smallest set of most probable
     tokens whose mass reaches top_p (Holtzman et al. 2020); tokens exactly as probable as the last
     of them stay too. Temperature 0 is the most probable token, whatever top_p says.
 
-    u_B: float64 in (0, 1). Raises ValueError if any row's largest logit is not a finite number.
+    u_B: float64 in (0, 1). For rows that `are_numbers`.
     """
-    largest_B1 = logits_BV.amax(dim=-1, keepdim=True)  # NaN wins
-    if not largest_B1.isfinite().all():
-        raise ValueError("the model's logits hold NaN or infinity: its weights are damaged")
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     # one buffer from here on, worked on in place: fresh memory costs more than the arithmetic
-    weight_BV = (logits_BV.float() - largest_B1).div_(temperature).exp_()
+    weight_BV = logits_BV.float() - logits_BV.amax(dim=-1, keepdim=True)
+    weight_BV.div_(temperature).exp_()
     if top_p < 1:
         weight_BV.mul_(_kept(weight_BV, top_p))
     sums = Sums(weight_BV)

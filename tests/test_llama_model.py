@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_llama import GROUPED, tiny_model
+from tiny_llama import GROUPED, same_weights, tiny_model
 from torch import Tensor
 
+from llama import model as model_module
 from llama.attention import Documents
 from llama.config import PRESETS, LlamaConfig, to_hf
 from llama.huggingface import hf_names
@@ -192,3 +193,39 @@ def test_gradients_reach_every_weight() -> None:
     model(some_tokens(2, 12)).square().mean().backward()
     for name, weight in model.named_parameters():
         assert weight.grad is not None and weight.grad.abs().max() > 0, name
+
+
+def test_weights_that_lie_together_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, apart = tiny_model(GROUPED), tiny_model(GROUPED)
+    tokens_BT = torch.arange(40).view(2, 20)
+    model.lay_together()
+    assert same_weights(model, apart)
+    pointers = [weight.data_ptr() for weight in model.parameters()]
+    model.lay_together()  # again: nothing to do
+    assert pointers == [weight.data_ptr() for weight in model.parameters()]
+    seen, linear = [], model_module.F.linear
+
+    def watched(x: Tensor, weight: Tensor, bias: None = None) -> Tensor:
+        seen.append(tuple(weight.shape))
+        return linear(x, weight)
+
+    monkeypatch.setattr(model_module.F, "linear", watched)
+    with torch.no_grad():
+        together, alone = model(tokens_BT), apart(tokens_BT)
+    assert (together - alone).abs().max() < 1e-5
+    assert seen.count((48, 24)) == seen.count((72, 24)) == GROUPED.n_layers  # wq wk wv, w1 w3
+    seen.clear()
+    assert (model(tokens_BT) - apart(tokens_BT)).abs().max() == 0  # with gradients each its own
+    assert (48, 24) not in seen
+    with torch.no_grad():
+        model.layers[0].attention.wk.weight.add_(1)  # a step of the optimizer, in place
+        apart.layers[0].attention.wk.weight.add_(1)
+        assert (model(tokens_BT) - apart(tokens_BT)).abs().max() < 1e-5
+
+
+def test_weights_that_are_neighbours_by_chance_are_not_taken_for_one() -> None:
+    both = torch.arange(24.0).view(6, 4)
+    assert model_module._as_one([both[:2], both[2:]]).tolist() == both.tolist()
+    assert model_module._as_one([both[2:], both[:2]]) is None
+    assert model_module._as_one([both[:2], both[2:].clone()]) is None
+    assert model_module._as_one([both[:2, :2], both[2:, :2]]) is None

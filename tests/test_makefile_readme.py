@@ -12,7 +12,7 @@ from loop.options import parse_arguments
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-TARGETS = ("install", "run", "test", "lint", "bench", "controls", "base", "clean")
+TARGETS = ("install", "run", "test", "lint", "bench", "bench-gpu", "controls", "base", "clean")
 
 
 def rules() -> dict[str, str]:

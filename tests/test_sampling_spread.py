@@ -68,7 +68,7 @@ def test_samples_are_the_same_from_any_number_of_processes() -> None:
         assert written(requests, processes=processes, progress=seen.append) == among
         tokens = sum(len(s.token_ids) + s.finished for several in among.values() for s in several)
         assert seen[-1] == Progress(ready=90, running=0, tokens=tokens)
-        assert max(at.running for at in seen) > 32  # more than one process has slots
+        assert max(at.running for at in seen) > 16  # more than one process has slots
 
 
 def test_logps_and_refusals_come_out_of_processes_too() -> None:
