@@ -173,7 +173,7 @@ def twin(model: Llama) -> Any:
     theirs.load_state_dict(state, strict=False, assign=True)
     theirs.tie_weights()
     rotary = type(theirs.model.rotary_emb)
-    theirs.model.rotary_emb = rotary(config=config, device=weight.device)
+    theirs.model.rotary_emb = rotary(config=config).to(weight.device)
     return theirs.eval()
 
 

@@ -53,6 +53,11 @@ first run:
 ## How they race
 
 {rules}
+
+## Elsewhere
+
+Loading in the shape of 7B: [bench/loading.md](bench/loading.md). Memory against its plan:
+[bench/memory.md](bench/memory.md). Sampling on a GPU (`make bench-gpu`): not measured yet.
 """
 
 

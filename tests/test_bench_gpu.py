@@ -32,7 +32,9 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_roofline_by_hand() -> None:
     """Two prompts of 5 tokens, 2 of them shared, two samples of 3 tokens each: four lanes."""
-    config = LlamaConfig(10, 4, 1, 2, 1, 6, 64)
+    config = LlamaConfig(
+        vocab_size=10, dim=4, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=6, max_seq_len=64
+    )
     workload = replace(Workload("x", 2, 2, 2, 5, 5, 9), config=config)
     asked = requests(workload, 0)
     assert {len(one.token_ids) for one in asked} == {5}
