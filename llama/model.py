@@ -177,7 +177,9 @@ def products(x_BTC: Tensor, *linears: nn.Linear) -> Sequence[Tensor]:
     whole = None if apart else _as_one([linear.weight for linear in linears])
     if whole is None:
         return [linear(x_BTC) for linear in linears]
-    return F.linear(x_BTC, whole).split([linear.out_features for linear in linears], dim=-1)
+    widths = [linear.out_features for linear in linears]
+    several: Sequence[Tensor] = F.linear(x_BTC, whole).split(widths, dim=-1)
+    return several
 
 
 def _as_one(weights: Sequence[Tensor]) -> Tensor | None:
