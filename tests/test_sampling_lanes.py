@@ -26,7 +26,6 @@ from tiny_llama import tiny_model
 from llama.arena import Arena
 from llama.cache import token_bytes
 from sampling import batch, board, engine, lanes
-from sampling.lanes import Lanes
 from sampling.spread import Progress
 
 
@@ -118,9 +117,3 @@ def test_on_a_gpu_graphs_and_the_flash_kernel_write_what_the_cpu_writes(monkeypa
         best_T = logits_TV.amax(dim=-1)
         drawn_T = logits_TV.gather(1, torch.tensor(sample.token_ids, device="cuda")[:, None])[:, 0]
         assert (best_T - drawn_T).max() < 0.1  # bf16: a near tie may fall either way
-
-
-def test_lanes_need_one_class_of_batch() -> None:
-    """What the engine asks of a batch, both have."""
-    for name in ("take", "read", "step", "share"):
-        assert callable(getattr(Lanes, name)) and callable(getattr(batch.Batch, name))
