@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from judge import answer_pairs, judge_responses, load_rubric, make_eft, ranked_items
+from loop.choice import Choice
 from loop.command import run_command
 from loop.evaluate import Evaluation
+from loop.meta import MetaRewarding
 from loop.models import BASELINE, Example, Models
 from loop.rows import Row, Rows, as_items
 from loop.run import Run
@@ -31,6 +33,8 @@ class SelfRewarding:
     def __init__(self, run: Run, settings: Settings, given: Start, models: Models) -> None:
         self.run, self.settings, self.given, self.models = run, settings, given, models
         self.rubric = load_rubric(settings.judging.rubric)
+        self.meta = MetaRewarding(run, settings.meta, self.rubric)
+        self.choice = Choice(run, settings, models, given.seed.validation, self.rubric)
         self.evaluation = Evaluation(run, settings, given.seed, self.rubric)
         if settings.judging.practice and not given.seed.eft_ranked:
             raise ValueError("no eft_ranked.jsonl to practise on: add it, or judging.practice=0")
@@ -52,8 +56,9 @@ class SelfRewarding:
         responses = self.answer(t, prompts)
         judgements = self.judge(t, prompts, responses)
         pairs = self.pair(t, prompts, responses, judgements)
+        pairs += self.judge_judgements(t, prompts, responses, judgements)
         replay = self.seed_examples() + self.practise(t)
-        self.models.dpo(self.name(t + 1), self.model(t), pairs, replay, self.settings.dpo)
+        self.choice.dpo(self.name(t + 1), self.model(t), pairs, replay)
 
     def write_prompts(self, t: int) -> Rows:
         """New prompts, after the manner of the seed's; written by M0 unless the settings say so."""
@@ -90,20 +95,27 @@ class SelfRewarding:
 
     def pair(self, t: int, prompts: Rows, responses: Rows, judgements: Rows) -> Rows:
         """The best answer of each prompt against the worst."""
-        path, title = f"{self.name(t)}/pairs.jsonl", f"{self.name(t)}: preference pairs"
-        return self.run.rows(path, lambda: answer_pairs(prompts, responses, judgements), title)
+        make = partial(answer_pairs, prompts, responses, judgements, **self.settings.pairs.choosing)
+        name = self.name(t)
+        return self.run.rows(f"{name}/pairs.jsonl", make, f"{name}: preference pairs")
+
+    def judge_judgements(self, t: int, prompts: Rows, responses: Rows, judgements: Rows) -> Rows:
+        """Meta-Rewarding, if it is on: an answer's best judgement against its worst."""
+        complete, rows = self.models.complete(self.model(t)), (prompts, responses, judgements)
+        return self.meta.pairs(t, self.name(t), complete, *rows, seed=self.seed(t))
 
     def practise(self, t: int) -> list[Example]:
         """M_t judges what people ranked; where its scores say the same, they are learnt from."""
         sets, how = self.given.seed.eft_ranked, self.settings.judging
         file, k, most = ("practice", how.practice, None) if t else ("eft", how.k, how.eft_rows)
-
-        def make() -> tuple[Rows, dict[str, int]]:
-            judgements = self.ask_judge(t, ranked_items(sets), k)
-            return make_eft(sets, judgements, seed=self.seed(t), most=most)
-
-        path, title = f"{self.name(t)}/{file}.jsonl", f"{self.name(t)}: practising to judge"
-        return self.judged(self.run.rows(path, make, title)) if k else []
+        path, title = f"{self.name(t)}/{file}", f"{self.name(t)}: practising to judge"
+        if not k:
+            return []
+        ask = partial(self.ask_judge, t, ranked_items(sets), k)
+        judged = self.run.rows(f"{path}_judgements.jsonl", ask, title)
+        make = partial(make_eft, sets, judged, seed=self.seed(t), most=most)
+        agreeing = self.run.rows(f"{path}.jsonl", make, f"{title}, what agrees with people")
+        return self.judged(agreeing) + self.meta.examples(sets, judged)
 
     def evaluate(self, t: int) -> None:
         """Both axes. Only here the truth, where there is one, is seen; nothing learns from it."""

@@ -23,7 +23,10 @@ from loop.models import Example
 from loop.rows import Row, Rows
 from train import SelfRewarding
 
-STAGES = ("prompts.jsonl", "responses.jsonl", "judgements.jsonl", "pairs.jsonl", "practice.jsonl")
+STAGES = (
+    *("prompts.jsonl", "responses.jsonl", "judgements.jsonl", "pairs.jsonl"),
+    *("practice_judgements.jsonl", "practice.jsonl"),
+)
 
 
 class Arm(SelfRewarding):

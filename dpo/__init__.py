@@ -15,7 +15,7 @@ from dpo.losses import (
     simpo_loss,
 )
 from dpo.settings import TrainSettings
-from dpo.trainer import train_dpo, train_sft
+from dpo.trainer import pair_logps, train_dpo, train_sft
 
 __all__ = [
     "Pair",
@@ -28,6 +28,7 @@ __all__ = [
     "hinge_loss",
     "ipo_loss",
     "kl_estimate",
+    "pair_logps",
     "response_logps",
     "robust_dpo_loss",
     "sft_loss",

@@ -91,10 +91,16 @@ class Descent:
         self.steps = settings.steps(objective.steps_per_epoch)
         self.optimizer = make_optimizer(model, settings, BETAS)
 
-    def run(self, identity: Record, description: str) -> dict[str, float]:
+    def run(
+        self,
+        identity: Record,
+        description: str,
+        after_step: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
         """Takes all steps that are left; returns the metrics.
 
         identity: what model and data these are; a frozen run with another one is refused.
+        after_step: called with (steps taken, steps in all).
         """
         identity = {"seed": self.seed, **_fixed(self.settings), **identity}
         progress = self._resume(identity)
@@ -106,6 +112,8 @@ class Descent:
                 record = self._step(progress.step)
                 records.add(record)
                 progress.count(record)
+                if after_step is not None:
+                    after_step(progress.step, self.steps)
                 if progress.step % self.settings.save_every == 0 or progress.step == self.steps:
                     progress.record_bytes = records.sync()
                     self._save(identity, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,11 +62,14 @@ def train_dpo(
     directory: Path | None = None,
     replay: Sequence[Row] = (),
     description: str = "DPO",
+    after_step: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Trains `model` in place by DPO on `pairs`; the reference is the model as it is given.
 
-    With a `replay_weight` each step also takes `batch_size` rows of `replay`. Otherwise as
-    `train_sft`; `directory` also gets the reference's log-probabilities.
+    With a `replay_weight` each step also takes `batch_size` rows of `replay`. `after_step` is
+    called with (steps taken, steps in all), on all ranks; the steps after the last frozen one come
+    again when a run goes on. Otherwise as `train_sft`; `directory` also gets the reference's
+    log-probabilities.
     """
     size, longest = settings.batch_size, model.config.max_seq_len
     dealer = Dealer(pairs, partial(pair_line, longest=longest), size, seed)
@@ -81,7 +84,14 @@ def train_dpo(
     _reshard(model)
     descent = Descent(model, objective, settings, seed=seed, group=group, directory=directory)
     data = f"{len(pairs)} pairs {key}, {len(replay)} rows {rows_key(replay)}"
-    return descent.run({"data": data, "model": start}, description)
+    return descent.run({"data": data, "model": start}, description, after_step)
+
+
+def pair_logps(model: Llama, pairs: Sequence[Pair], micro_tokens: int, group: Group) -> Reference:
+    """Summed response log-probabilities in fp32: (chosen [P], rejected [P])."""
+    line = partial(pair_line, longest=model.config.max_seq_len)
+    dealer = Dealer(pairs, line, batch_size=len(pairs), seed=0)
+    return _reference(model, dealer, micro_tokens, "", group, directory=None)
 
 
 def _reshard(model: Llama) -> None:

@@ -149,5 +149,9 @@ def _evaluation(run: Run, name: str) -> Row:
     }
     seconds = {"training": run.seconds(name)}
     seconds |= {stage.partition(".")[0]: run.seconds(f"{name}/{stage}") for stage in stages}
+    if chosen := run.stages(f"{name}.choice"):  # then the training is a stage of its own
+        seconds["training"] += run.seconds(f"{name}.steps")
+        seconds["choosing"] = run.seconds(f"{name}.choice/choice.json")
+        assert "choice.json" in chosen, chosen
     evaluation: Row = read_json((run.root / name / "eval.json").read_bytes())
     return evaluation | {"counts": counts, "seconds": seconds}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dpo import Pair, Row, TrainSettings, forget, train_dpo, train_sft
+from dpo import Pair, Row, TrainSettings, forget, pair_logps, train_dpo, train_sft
 from dpo.lines import pair_line
 from llama import Llama, Tokenizer, encode_example, load, load_sharded, save
 from llama.parallel import Group
@@ -54,9 +54,10 @@ class Models:
         pairs: Sequence[Mapping[str, Any]],
         replay: Sequence[Example],
         how: TrainSettings,
+        keep_every: int | None = None,
     ) -> Path:
         """The stage `name`: a copy of `start`, trained on preference pairs with `start` as the
-        reference.
+        reference. Every so many steps a checkpoint is kept in it, `step-N`.
 
         Raises ValueError if there are too few pairs to learn from.
         """
@@ -69,23 +70,25 @@ class Models:
 
         def make(out: Path) -> Metrics:
             model, tokenizer = self._trainable(start)
-            rows = [
-                Pair(
-                    *(
-                        _row(model, tokenizer, row["prompt"], row[key])
-                        for key in ("chosen", "rejected")
-                    )
-                )
-                for row in pairs
-            ]
+            rows = [_pair(model, tokenizer, row) for row in pairs]
             again = [_row(model, tokenizer, *example) for example in replay if how.replay_weight]
             longest = model.config.max_seq_len
             lines = [pair_line(pair, index, longest) for index, pair in enumerate(rows)]
             self._say_steps(name, how, lines, [row.ids for row in again])
-            train = partial(train_dpo, replay=again)
+            keep = _keeper(model, tokenizer, out, keep_every) if keep_every else None
+            train = partial(train_dpo, replay=again, after_step=keep)
             return self._trained(train, model, tokenizer, rows, how, out, name)
 
         return self.run.directory(name, make, f"{name}: DPO")
+
+    def pair_logps(
+        self, path: Path, pairs: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[float, float]]:
+        """Summed log-probabilities (chosen, rejected) of the responses, by the model of `path`."""
+        model, tokenizer = self._trainable(path)
+        rows = [_pair(model, tokenizer, row) for row in pairs]
+        chosen, rejected = pair_logps(model, rows, self.settings.dpo.micro_tokens, self.group)
+        return list(zip(chosen.tolist(), rejected.tolist()))
 
     def speaking(self, path: Path) -> Completer:
         """The model of `path` in its sampling form; whichever was in memory before leaves it."""
@@ -142,6 +145,23 @@ class Speaker:
 
     def __call__(self, prompts: list[str], **how: Any) -> list[list[Completion]]:
         return self.models.speaking(self.path)(prompts, **how)
+
+
+def _keeper(
+    model: Llama, tokenizer: Tokenizer, out: Path, every: int
+) -> Callable[[int, int], None]:
+    def keep(step: int, steps: int) -> None:
+        if step % every == 0 and step < steps:
+            save(model, tokenizer, out / f"step-{step}")
+
+    return keep
+
+
+def _pair(model: Llama, tokenizer: Tokenizer, row: Mapping[str, Any]) -> Pair:
+    chosen, rejected = (
+        _row(model, tokenizer, row["prompt"], row[key]) for key in ("chosen", "rejected")
+    )
+    return Pair(chosen, rejected)
 
 
 def _row(model: Llama, tokenizer: Tokenizer, prompt: str, response: str) -> Row:

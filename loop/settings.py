@@ -14,6 +14,8 @@ from llama.layout import Layout
 DECODING = ("temperature", "top_p", "max_new_tokens")
 FILTERS = ("min_words", "max_words", "keywords", "similarity")
 WRITING = ("count", *DECODING, "n_seed", "n_made", "round_size", "max_rounds")
+CHOOSING = ("per_prompt", "margin", "shorter_within")
+WAYS_TO_CHOOSE = ("last", "judge", "accuracy")
 WRITERS = ("base", "current")  # any other writer of prompts is a directory
 # on the same run directory: how far it goes, and what the machine bears in training
 MAY_DIFFER = ("iterations", *(f"{part}.{name}" for part in ("sft", "dpo") for name in MAY_CHANGE))
@@ -103,9 +105,52 @@ class Pairs:
     """Step 4: what becomes a preference."""
 
     minimum: int = 1  # fewer pairs than this end the run with the reason, instead of a DPO on noise
+    per_prompt: int = 1  # at most; the second is made of the answers that the first left over
+    margin: float = 0.0  # scores that differ by less make no pair; equal ones never do
+    shorter_within: float | None = None  # ρ of `judge.pairs.length_controlled`; none: best, worst
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "minimum")
+        _at_least(self, 1, "minimum", "per_prompt")
+        _at_least(self, 0, "margin", "shorter_within")
+        if self.shorter_within is not None and self.shorter_within >= 0.5:
+            raise ValueError(f"shorter_within must be below 0.5, found {self.shorter_within!r}")
+
+    @property
+    def choosing(self) -> dict[str, Any]:
+        """What `judge.answer_pairs` is told."""
+        return _picked(self, CHOOSING)
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Meta-Rewarding: the judge is rewarded too, by the model as a judge of judgements."""
+
+    prompts: int = 0  # an iteration, each with its most disputed answer; 0: no Meta-Rewarding
+    iterations: int = 2  # the first ones, which have judgement pairs beside the answer pairs
+    template: str = "meta"  # a name in judge/prompts, or a file
+    practice: bool = False  # learn it from people's ranks: with judging.practice, as many rounds
+    max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "prompts")
+        _at_least(self, 1, "iterations", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which checkpoint of a DPO training becomes the next model."""
+
+    by: str = "last"  # last · judge: validation answers' scores · accuracy: on pairs held back
+    every: int = 200  # steps from one candidate to the next
+    judge: str = "current"  # current: M_t, which wrote the pairs · or the directory of a model
+    prompts: int = 253  # at most, of validation.jsonl
+    hold_back: int = 10  # of so many pairs one, to measure the accuracy on
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "every", "prompts")
+        _at_least(self, 2, "hold_back")
+        if self.by not in WAYS_TO_CHOOSE:
+            raise ValueError(f"by must be one of {', '.join(WAYS_TO_CHOOSE)}, found {self.by!r}")
 
 
 @dataclass(frozen=True)
@@ -165,7 +210,9 @@ class Settings:
     responses: Responses = field(default_factory=Responses)
     judging: Judging = field(default_factory=Judging)
     pairs: Pairs = field(default_factory=Pairs)
+    meta: Meta = field(default_factory=Meta)
     dpo: TrainSettings = field(default_factory=lambda: TrainSettings(learning_rate=1e-6))
+    choice: Choice = field(default_factory=Choice)
     evaluation: Evaluation = field(default_factory=Evaluation)
     machine: Machine = field(default_factory=Machine)
 

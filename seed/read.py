@@ -6,13 +6,14 @@
 | eft.jsonl | id, prompt, response, judgement, score (0 to 5); may be missing |
 | ranked.jsonl | id, prompt, responses: [{text, rank}, …], two or more; rank 0 is the best |
 | held_out.jsonl | id, prompt |
+| validation.jsonl | as held_out.jsonl, to choose checkpoints by; may be missing |
 | eft_ranked.jsonl | as ranked.jsonl, to learn judging from; may be missing if eft.jsonl is there |
 
 Without eft.jsonl a run makes such rows of eft_ranked.jsonl, as the paper did. Fields beyond these
 are kept as they are. Every mistake is a ValueError with file and line.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Seed:
     ranked: list[Row]
     held_out: list[Row]
     eft_ranked: list[Row]
+    validation: list[Row] = field(default_factory=list)
 
 
 def read_seed(directory: Path) -> Seed:
@@ -37,12 +39,14 @@ def read_seed(directory: Path) -> Seed:
     measured) that ift, eft or eft_ranked (what is learnt) holds too.
     """
     judged, practice = directory / "eft.jsonl", directory / "eft_ranked.jsonl"
+    validation = directory / "validation.jsonl"
     seed = Seed(
         ift=read_ift(directory / "ift.jsonl"),
         eft=read_eft(judged) if judged.exists() or not practice.exists() else [],
         ranked=read_ranked(directory / "ranked.jsonl"),
         held_out=read_held_out(directory / "held_out.jsonl"),
         eft_ranked=read_ranked(practice) if practice.exists() else [],
+        validation=read_held_out(validation) if validation.exists() else [],
     )
     learnt = {
         row["prompt"]: f"{name}.jsonl:{line}"
@@ -74,7 +78,7 @@ def read_ranked(path: Path) -> list[Row]:
 
 
 def read_held_out(path: Path) -> list[Row]:
-    """Instructions that the models are measured on."""
+    """Instructions alone."""
     return read_rows(path, {"id": TEXT, "prompt": TEXT})
 
 

@@ -6,10 +6,10 @@ learns may.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from seed.read import Seed, read_seed
+from seed.read import Seed, read_held_out, read_seed
 
 WORLD = Path(__file__).parent / "world"
 Truth = Callable[[str, str], Mapping[str, bool] | None]
@@ -39,6 +39,7 @@ def open_start(model: str | None, seed_data: str | None) -> Start:
     measured = [row["prompt"] for row in (*seed.held_out, *seed.ranked)]
     if embedded:  # there a task is known in all its wordings
         measured = [text for prompt in measured for text in tasks.all_wordings(prompt)]
+        seed = replace(seed, validation=read_held_out(data / "dev_held_out.jsonl"))
     return Start(
         base, seed, {"model": base, "seed": data}, measured, oracle.truth if embedded else None
     )

@@ -56,11 +56,16 @@ def sft(model: Llama, directory: Path | None = None, data: Any = None, **changes
     return train_sft(model, data, settings, seed=0, group=start(), directory=directory)
 
 
-def dpo(model: Llama, directory: Path | None = None, **changes: Any) -> Any:
-    settings = replace(SETTINGS, **changes)
-    replay = rows(7, seed=9)
+def dpo(model: Llama, directory: Path | None = None, after_step: Any = None, **changes: Any) -> Any:
     return train_dpo(
-        model, pairs(20), settings, seed=0, group=start(), directory=directory, replay=replay
+        model,
+        pairs(20),
+        replace(SETTINGS, **changes),
+        seed=0,
+        group=start(),
+        directory=directory,
+        replay=rows(7, seed=9),
+        after_step=after_step,
     )
 
 

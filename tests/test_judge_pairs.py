@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from judge import answer_pairs, mean_score
-from judge.pairs import Counts
+from judge.pairs import Counts, best_and_worst, length_controlled
 
 PROMPTS = [{"id": "p", "prompt": "Sing."}]
 
@@ -137,3 +137,55 @@ def test_random_rows_against_brute_force() -> None:
             == 1
             == sum(counts[name] for name in ("too_few", "equal_scores", "identical_texts", "pairs"))
         )
+
+
+def test_a_margin_drops_what_differs_by_less() -> None:
+    rows = judged([3], [4])
+    assert answer_pairs(PROMPTS, answers("a", "b"), rows, margin=1.0)[1]["pairs"] == 1
+    pairs, counts = answer_pairs(PROMPTS, answers("a", "b"), rows, margin=1.01)
+    assert (pairs, counts["small_margin"]) == ([], 1)
+
+
+def test_further_pairs_of_a_prompt_use_each_answer_once() -> None:
+    responses, judgements = answers("a", "b", "c", "d", "e"), judged([1], [5], [3], [4], [2])
+    pairs, counts = answer_pairs(PROMPTS, responses, judgements, per_prompt=5)
+    assert [(row["id"], row["chosen"], row["rejected"]) for row in pairs] == [
+        ("p", "b", "a"),
+        ("p.2", "d", "e"),
+    ]
+    assert nonzero(counts) == {"prompts": 1, "responses": 5, "usable": 5, "pairs": 2}
+
+
+def test_no_further_pair_of_equal_scores() -> None:
+    judgements = judged([1], [5], [3], [3])
+    assert len(answer_pairs(PROMPTS, answers(*"abcd"), judgements, per_prompt=2)[0]) == 1
+
+
+def test_length_control_takes_a_short_good_answer_and_a_long_bad_one() -> None:
+    responses = answers("long and best", "short", "tiny", "x", "long and nearly worst")
+    judgements = judged([5.0], [4.6], [4.4], [1.0], [1.4])
+
+    def chosen(tolerance: float | None) -> tuple[str, str]:
+        ((row,), _) = answer_pairs(PROMPTS, responses, judgements, shorter_within=tolerance)
+        return row["chosen"], row["rejected"]
+
+    assert chosen(None) == ("long and best", "x")
+    assert chosen(0.0) == ("long and best", "x")
+    assert chosen(0.1) == ("short", "long and nearly worst")  # 0.4 of the 4 points between them
+    assert chosen(0.15) == ("tiny", "long and nearly worst")
+
+
+def test_length_control_never_prefers_what_scored_lower() -> None:
+    draw = random.Random(1)
+    for _ in range(300):
+        scored = [
+            (draw.choice([1.0, 2.0, 2.5, 5.0]), {"text": "x" * draw.randint(1, 9)}) for _ in "abcd"
+        ]
+        tolerance = draw.choice([0.0, 0.1, 0.3, 0.49])
+        (best, chosen), (worst, rejected) = length_controlled(tolerance, scored)
+        (highest, first), (lowest, last) = best_and_worst(scored)
+        assert (best > worst) == (highest > lowest)
+        assert highest - best <= tolerance * (highest - lowest) + 1e-9
+        assert worst - lowest <= tolerance * (highest - lowest) + 1e-9
+        assert len(chosen["text"]) <= len(first["text"])
+        assert len(rejected["text"]) >= len(last["text"])

@@ -39,7 +39,12 @@ def test_pairwise_prompt_shows_the_verdicts_that_are_read() -> None:
 
 
 def test_every_prompt_file_is_known() -> None:
-    assert {path.stem for path in PROMPTS.glob("*.txt")} == {*SCALES, "pairwise"}
+    assert {path.stem for path in PROMPTS.glob("*.txt")} == {
+        *SCALES,
+        "pairwise",
+        "meta",
+        "meta_short",
+    }
 
 
 def test_braces_in_texts_are_not_places() -> None:

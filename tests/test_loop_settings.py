@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 
 from dpo.settings import TrainSettings
+from judge import answer_pairs
 from loop.command import named_inputs
 from loop.options import PRESETS, build, parse_arguments, preset_path, read_toml
 from loop.run import Run
-from loop.settings import DECODING, FILTERS, MAY_DIFFER, WRITING, Judging, Prompts, Settings
+from loop.settings import (
+    CHOOSING,
+    DECODING,
+    FILTERS,
+    MAY_DIFFER,
+    WRITING,
+    Judging,
+    Prompts,
+    Settings,
+)
 from sampling.respond import respond
 from sampling.self_instruct import write_prompts
 from sampling.sieve import Sieve
@@ -211,13 +221,24 @@ PACKAGES = ("llama", "sampling", "judge", "dpo", "seed", "loop")
 @pytest.mark.skipif(not (ROOT / "train.py").exists(), reason="train.py reads most settings")
 def test_every_setting_is_read_somewhere():
     read = set().union(*(attributes_read(path.read_text()) for path in programs()))
-    read |= {*DECODING, *FILTERS, *WRITING}  # read by name, and handed on: see the next test
+    read |= {
+        *CHOOSING,
+        *DECODING,
+        *FILTERS,
+        *WRITING,
+    }  # read by name, and handed on: see the next test
     unread = [name for name in leaves(Settings) if name.rsplit(".", 1)[-1] not in read]
     assert not unread
 
 
 def test_settings_that_are_handed_on_are_parameters_of_who_gets_them():
-    for names, function in ((DECODING, respond), (FILTERS, Sieve), (WRITING, write_prompts)):
+    handed = (
+        (CHOOSING, answer_pairs),
+        (DECODING, respond),
+        (FILTERS, Sieve),
+        (WRITING, write_prompts),
+    )
+    for names, function in handed:
         assert set(names) <= set(signature(function).parameters)
 
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from judge import load_rubric
+from loop.meta import MetaRewarding
 from loop.run import Run
-from loop.settings import Judging, Prompts, Settings
+from loop.settings import Judging, Meta, Prompts, Settings
 from seed.read import Seed
 from seed.start import Start
 from train import SelfRewarding
@@ -182,15 +183,21 @@ class Said(NamedTuple):
     finished: bool = True
 
 
-def practising(k, judge):
+def rows_alone(path, make, title):
+    made = make()
+    return made[0] if isinstance(made, tuple) else made
+
+
+def practising(k, judge, meta=None):
     loop = object.__new__(SelfRewarding)
     answers = [{"text": "good", "rank": 0}, {"text": "bad", "rank": 1}]
     sets = [{"id": name, "prompt": f"prompt {name}", "responses": answers} for name in "ab"]
-    loop.run = SimpleNamespace(rows=lambda path, make, title: make()[0], root=Path("run"))
+    loop.run = SimpleNamespace(rows=rows_alone, root=Path("run"))
     loop.given = SimpleNamespace(seed=SimpleNamespace(eft_ranked=sets))
     loop.models = SimpleNamespace(complete=lambda path: judge)
     loop.settings = Settings(judging=Judging(practice=k))
     loop.rubric = load_rubric("additive_short")
+    loop.meta = MetaRewarding(loop.run, meta or Meta(), loop.rubric)
     return loop.practise(1)
 
 
@@ -201,6 +208,17 @@ def test_practice_keeps_the_judgements_that_agree_with_people():
     kept = {render("prompt a", "good"): "Score: 5", render("prompt a", "bad"): "Score: 1"}
     assert dict(examples) == kept and len(examples) == 2
     assert judge.asked == ["a.0", "a.1", "b.0", "b.1"]
+
+
+def test_the_meta_judge_practises_on_the_same_judgements():
+    plain, both = (
+        practising(2, OneJudge(), meta)
+        for meta in (Meta(), Meta(prompts=1, practice=True, template="meta_short"))
+    )
+    assert both[: len(plain)] == plain
+    # in round 0 both answers of set a are judged as people do, in round 1 only "good" otherwise
+    assert [verdict for _, verdict in both[len(plain) :]] == ["Better: A", "Better: B"]
+    assert "A: Score: 5\nB: Score: 1\n" in both[len(plain)][0]
 
 
 def test_without_practice_nobody_is_asked():

@@ -1,0 +1,171 @@
+"""Trains by DPO, and chooses which of the checkpoints on the way becomes the next model.
+
+```
+  by = last       M2
+  by = judge      M2.steps/step-200 ◀ step-400 ◀ … : the last that still wins over the one before
+  by = accuracy   the one that prefers most often what was chosen, in pairs that were held back
+```
+Nothing here sees what the models are measured on: validation prompts are a file of their own.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from judge import Rubric, judge_responses, mean_score
+from loop.models import Example, Metrics, Models
+from loop.rows import Row, Rows, as_items
+from loop.run import Run
+from loop.settings import Settings
+from sampling.respond import respond
+
+LAST = "last"  # the candidate that is the end of the training
+Pairs = Sequence[Mapping[str, Any]]
+
+
+class Choice:
+    """How a run chooses. Raises ValueError if it has nothing to choose by."""
+
+    def __init__(
+        self, run: Run, settings: Settings, models: Models, validation: Rows, rubric: Rubric
+    ) -> None:
+        self.run, self.settings, self.models, self.rubric = run, settings, models, rubric
+        self.how = settings.choice
+        self.prompts = validation[: self.how.prompts]
+        if self.how.by == "judge" and not self.prompts:
+            raise ValueError(
+                "the seed data have no validation.jsonl (rows {id, prompt}) to choose by: "
+                "add it, or choice.by=last"
+            )
+
+    def dpo(self, name: str, start: Path, pairs: Pairs, replay: Sequence[Example]) -> Path:
+        """The stage `name`: a copy of `start`, trained on pairs with `start` as the reference."""
+        if self.how.by == "last":
+            return self.models.dpo(name, start, pairs, replay, self.settings.dpo)
+        learnt, held_back = list(pairs), list[Mapping[str, Any]]()
+        if self.how.by == "accuracy":
+            held_back = learnt[:: self.how.hold_back]
+            del learnt[:: self.how.hold_back]
+        steps = self.models.dpo(
+            f"{name}.steps", start, learnt, replay, self.settings.dpo, keep_every=self.how.every
+        )
+        candidates = {path.name: path for path in sorted(steps.glob("step-*"), key=_number)}
+        candidates[LAST] = steps
+        choose = {"judge": self._by_judge, "accuracy": self._by_accuracy}[self.how.by]
+        found = self.run.json(
+            f"{name}.choice/choice.json",
+            lambda: choose(name, start, candidates, held_back),
+            f"{name}: choosing a checkpoint",
+        )
+        counts = self.run.counts(f"{name}.steps")
+
+        def adopt(out: Path) -> Metrics:
+            _copy(candidates[found["chosen"]], out)
+            return counts
+
+        return self.run.directory(name, adopt, f"{name}: {found['chosen']} is chosen")
+
+    def _by_judge(
+        self, name: str, start: Path, candidates: Mapping[str, Path], held_back: Pairs
+    ) -> Row:
+        """Each candidate's answers to the validation prompts against those of the one before."""
+        judge = start if self.how.judge == "current" else Path(self.how.judge)
+        answers = {
+            which: self.run.rows(
+                f"{name}.choice/{which}-answers.jsonl",
+                lambda path=path: self._answers(path),  # type: ignore[misc]
+                f"{name}.{which}: validation prompts",
+            )
+            for which, path in candidates.items()
+        }
+        scores = {
+            which: _means(
+                rows,
+                self.run.rows(
+                    f"{name}.choice/{which}-judgements.jsonl",
+                    lambda rows=rows: self._judgements(judge, rows),  # type: ignore[misc]
+                    f"{name}.{which}: judging its answers",
+                ),
+            )
+            for which, rows in answers.items()
+        }
+        names = list(candidates)
+        duels = [
+            {"name": now, "against": before, **duel(scores[now], scores[before])}
+            for before, now in pairwise(names)
+        ]
+        return {"chosen": last_winner(names[0], duels), "duels": duels}
+
+    def _by_accuracy(
+        self, name: str, start: Path, candidates: Mapping[str, Path], held_back: Pairs
+    ) -> Row:
+        """How often each candidate's reward of the chosen answer is above that of the rejected."""
+        reference = self.models.pair_logps(start, held_back)
+        accuracy = {
+            which: _accuracy(self.models.pair_logps(path, held_back), reference)
+            for which, path in candidates.items()
+        }
+        best = max(accuracy.values())
+        chosen = next(which for which, share in accuracy.items() if share == best)
+        return {"chosen": chosen, "pairs": len(held_back), "accuracy": accuracy}
+
+    def _answers(self, path: Path) -> Rows:
+        seed, how = self.settings.seed, self.settings.responses.decoding
+        return respond(self.models.complete(path), self.prompts, n=1, seed=seed, **how)
+
+    def _judgements(self, judge: Path, answers: Rows) -> Rows:
+        how, items = self.settings.judging, as_items(self.prompts, answers)
+        complete, seed = self.models.complete(judge), self.settings.seed
+        return judge_responses(complete, self.rubric, items, k=how.k, seed=seed, **how.decoding)
+
+
+def duel(ours: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> dict[str, int]:
+    """Prompts on which ours scores higher, equal, lower; `unread` where either has no score."""
+    both = [(ours[name], theirs[name]) for name in ours]
+    read = [(a, b) for a, b in both if a is not None and b is not None]
+    return {
+        "wins": sum(a > b for a, b in read),
+        "ties": sum(a == b for a, b in read),
+        "losses": sum(a < b for a, b in read),
+        "unread": len(both) - len(read),
+    }
+
+
+def last_winner(first: str, duels: Sequence[Row]) -> str:
+    """The last of an unbroken row of candidates each of which won over the one before it."""
+    chosen = first
+    for row in duels:
+        if row["wins"] <= row["losses"]:
+            break
+        chosen = row["name"]
+    return chosen
+
+
+def _means(answers: Rows, judgements: Rows) -> dict[str, float | None]:
+    """Each prompt's mean score; None for an answer that was cut off."""
+    scores: dict[str, list[float | None]] = {row["id"]: [] for row in answers}
+    for row in judgements:
+        scores[row["response_id"]].append(row["score"])
+    means = {row["prompt_id"]: mean_score(scores[row["id"]]) for row in answers if row["finished"]}
+    return {row["prompt_id"]: means.get(row["prompt_id"]) for row in answers}
+
+
+def _accuracy(
+    policy: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]]
+) -> float:
+    """Of pairs of summed log-probabilities (chosen, rejected)."""
+    right = [a - c > b - d for (a, b), (c, d) in zip(policy, reference)]
+    return sum(right) / len(right)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Links a checkpoint's files into another directory: a name more, not a byte more."""
+    for file in source.iterdir():
+        if file.is_file() and not (target / file.name).exists():
+            os.link(file, target / file.name)
