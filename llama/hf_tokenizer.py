@@ -35,6 +35,17 @@ def added_tokens(path: Path, vocab_size: int) -> dict[int, str]:
     return names
 
 
+def require_our_chat_format(path: Path) -> None:
+    """Raises ValueError for a directory whose chat template is another than Llama 2's.
+
+    A directory without a template is taken at its word: Llama 2's own had none.
+    """
+    file = path / "tokenizer_config.json"
+    template = read_json_object(file).get("chat_template") if file.is_file() else None
+    if template is not None and "[INST]" not in str(template):
+        raise ValueError(f"{file}: its chat template is not Llama 2's, the only one known here")
+
+
 def _named(path: Path) -> Iterator[tuple[Path, Any, Any]]:
     """(file, id, text) of every added token in the three files that may tell of them."""
     for file_name, tokens_of in _TELLING.items():

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from judge.rubric import SCALES
+from llama.hf_tokenizer import require_our_chat_format
 from llama.layout import describe
 from llama.parallel import Group, PeerLost, start
 from llama.weights import read_checkpoint
@@ -68,6 +69,7 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
 
 
 def _run(open_start: Open[G], begin: Begin[G], settings: Settings, group: Group) -> None:
+    check_writer(settings)
     given = open_start(settings.model, settings.seed_data)
     inputs, identity = {**given.inputs, **named_inputs(settings)}, settings.identity()
     with Run.open(settings.run, identity, group, inputs=inputs, may_change=MAY_DIFFER) as run:
@@ -123,6 +125,18 @@ def named_inputs(settings: Settings) -> dict[str, Path]:
     if rubric not in SCALES and Path(rubric).is_file():  # `load_rubric` says what is wrong if not
         named["rubric"] = Path(rubric)
     return named
+
+
+def check_writer(settings: Settings) -> None:
+    """Raises ValueError if the prompts' writer is a chat model of another format than ours."""
+    how = settings.prompts
+    if how.chat and how.writer not in WRITERS:
+        try:
+            require_our_chat_format(Path(how.writer))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; set prompts.chat=false to have it go on with a list"
+            ) from None
 
 
 def publish_report(run: Run, iterations: int) -> Row:

@@ -36,12 +36,14 @@ def parse_arguments(argv: Sequence[str]) -> Settings:
         names = [name for action in parser._actions for name in action.option_strings]
         raise ValueError(f"unknown flag {unknown[0]}{_nearest(unknown[0].split('=')[0], names)}")
     given = vars(flags)
+    writer = given.pop("prompt_model")
     config_path, assignments = given.pop("config"), given.pop("set")
     config = read_toml(Path(config_path)) if config_path else {}
     preset, file_preset = given.pop("preset"), config.pop("preset", "world")
     path = preset_path(preset or file_preset)
     layers = [(str(path), read_toml(path)), (config_path, config)]
     layers += [("the flags", {key: value for key, value in given.items() if value is not None})]
+    layers += [("--prompt-model", {"prompts": {"writer": writer}})] if writer else []
     layers += [(f"--set {text}", _assignment(text)) for text in assignments]
     return build(layers)
 
@@ -177,6 +179,9 @@ def _parser() -> _Parser:
     )
     parser.add_argument(
         "--model", metavar="DIR", help="M0: Llama weights, Hugging Face or Meta layout"
+    )
+    parser.add_argument(
+        "--prompt-model", metavar="DIR", help="writes the new prompts, in all iterations"
     )
     parser.add_argument("--seed-data", metavar="DIR", help="ift, eft, ranked and held_out .jsonl")
     parser.add_argument("--iterations", metavar="N", type=int, help="models to make: M1 … MN")

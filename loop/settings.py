@@ -13,7 +13,7 @@ from llama.layout import Layout
 
 DECODING = ("temperature", "top_p", "max_new_tokens")
 FILTERS = ("min_words", "max_words", "keywords", "similarity")
-WRITING = ("count", *DECODING, "n_seed", "n_made", "round_size", "max_rounds")
+WRITING = ("count", *DECODING, "n_seed", "n_made", "round_size", "max_rounds", "chat")
 CHOOSING = ("per_prompt", "margin", "shorter_within")
 WAYS_TO_CHOOSE = ("last", "judge", "accuracy")
 WRITERS = ("base", "current")  # any other writer of prompts is a directory
@@ -28,6 +28,7 @@ class Prompts:
 
     count: int = 4000  # new prompts an iteration
     writer: str = "base"  # base: M0, fixed · current: M_t · or the directory of a fixed model
+    chat: bool = False  # the writer is asked under Llama 2's chat format; else it continues a list
     temperature: float = 0.6
     top_p: float = 0.9
     max_new_tokens: int = 256

@@ -13,6 +13,12 @@ from sampling.respond import Complete, Row
 from sampling.sieve import REASONS, Sieve
 
 Counts = dict[str, int]
+CHAT = """Here are {count} tasks that people gave to an assistant.
+
+{tasks}
+
+Write one more task of this kind, a new one that a person might well give. Reply with one line
+that begins with "Task:" and holds the task, and with nothing else."""
 OUTCOMES = ("unfinished", *REASONS, "surplus", "kept")
 
 
@@ -30,6 +36,7 @@ def write_prompts(
     n_made: int = 2,
     round_size: int = 256,
     max_rounds: int = 100,
+    chat: bool = False,
 ) -> tuple[list[Row], Counts]:
     """Writes `count` prompts that resemble the seed prompts `{id, prompt}` and repeat none of them.
 
@@ -60,6 +67,7 @@ def write_prompts(
             n_seed=n_seed,
             n_made=n_made,
             round_size=round_size,
+            chat=chat,
         )
         kept += made
         counts.update(outcomes, rounds=1)
@@ -81,34 +89,35 @@ def write_round(
     n_seed: int = 6,
     n_made: int = 2,
     round_size: int = 256,
+    chat: bool = False,
 ) -> tuple[list[Row], Counts]:
     """Round `number`: the first `wanted` good ones among the lines written to round_size requests.
 
     Each request shows n_seed seed prompts and n_made of those `made` in earlier rounds (seed ones
-    while these are too few), shuffled, and takes the line that the model adds. The sieve knows the
-    seed prompts and those made already; it learns the new ones. Rows, counts and errors as in
-    `write_prompts`.
+    while these are too few), shuffled. A base model adds a line to that list; with `chat` the model
+    is asked for one, under the chat template. The sieve knows the seed prompts and those made
+    already; it learns the new ones. Rows, counts and errors as in `write_prompts`.
     """
     shown = _fit_to_show(seed_prompts, sieve, n_seed + n_made)
     draws = [random.Random(f"{seed}/{number}/{index}") for index in range(round_size)]
     shows = [demonstrations(shown, made, n_seed, n_made, draw) for draw in draws]
     ids = [f"r{number}.{index}" for index in range(round_size)]
     lines = complete(
-        [few_shot_text(show) for show in shows],
+        [(chat_text if chat else few_shot_text)(show) for show in shows],
         ids=ids,
         n=1,
         seed=seed,
         temperature=temperature,
         top_p=top_p,
         max_new_tokens=max_new_tokens,
-        raw=True,
-        stop_at_newline=True,
+        raw=not chat,
+        stop_at_newline=not chat,
         description="writing prompts",
     )
     counts = Counter(written=round_size)
     rows: list[Row] = []
     for identity, show, (line,) in zip(ids, shows, lines):
-        text = one_line(line.text)
+        text = task_in_reply(line.text) if chat else one_line(line.text)
         if len(rows) == wanted:
             outcome = "surplus"
         elif not line.finished:
@@ -139,6 +148,20 @@ def few_shot_text(rows: Sequence[Row]) -> str:
     No space at its end: SentencePiece joins a space to the word that follows it.
     """
     return "".join(f"Task: {one_line(row['prompt'])}\n" for row in rows) + "Task:"
+
+
+def chat_text(rows: Sequence[Row]) -> str:
+    """The same list, and the request for one more, as a user would put it."""
+    tasks = "\n".join(f"Task: {one_line(row['prompt'])}" for row in rows)
+    return CHAT.format(count=len(rows), tasks=tasks)
+
+
+def task_in_reply(reply: str) -> str:
+    """The task in a chat model's reply: what stands behind its last "Task:", on that line; empty,
+    which no sieve lets through, where there is none.
+    """
+    tasks = [line for line in reply.splitlines() if line.strip().startswith("Task:")]
+    return one_line(tasks[-1].partition("Task:")[2]) if tasks else ""
 
 
 def one_line(text: str) -> str:

@@ -3,11 +3,17 @@
 Knows no model. Thresholds are the caller's: a small world's prompts are short and much alike.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from sampling.rouge import Index, words
 
-REASONS = ("empty", "too_short", "too_long", "keyword", "repeat", "similar")
+REASONS = (
+    *("empty", "too_short", "too_long", "keyword"),
+    *("looping", "garbled", "foreign", "repeat", "similar"),
+)
+LONGEST_PHRASE = 8  # words; a phrase up to so long, three times in a row, is a loop
+READABLE = 1 / 2  # of the characters of a text, spaces apart, are letters or digits: at least
+FOREIGN = 1 / 3  # of the letters of a text are in nothing that was kept: at most
 
 
 class Sieve:
@@ -19,6 +25,10 @@ class Sieve:
     similarity: the ROUGE-L F1 with anything kept from which on a prompt is too similar; None: only
         repeats are.
     forbidden: held-out prompts; no repeat of one is ever kept.
+
+    Besides, what a model writes when it has lost its way is left out: a phrase that goes round and
+    round ("looping"), signs without words ("garbled"), another script than that of what was kept
+    first, the seed ("foreign").
     """
 
     def __init__(
@@ -33,6 +43,7 @@ class Sieve:
         self.min_words, self.max_words = min_words, max_words
         self._keywords = {keyword.lower() for keyword in keywords}
         self._known = {_plain(text) for text in forbidden}
+        self._letters: set[str] = set()
         self._index = None if similarity is None else Index(similarity)
 
     def unfit(self, text: str) -> str | None:
@@ -44,7 +55,18 @@ class Sieve:
             return "too_short"
         if length > self.max_words:
             return "too_long"
-        return "keyword" if self._keywords.intersection(words(text)) else None
+        if self._keywords.intersection(words(text)):
+            return "keyword"
+        if looping(_plain(text).split()):
+            return "looping"
+        if not readable(text):
+            return "garbled"
+        return "foreign" if self._is_foreign(text) else None
+
+    def _is_foreign(self, text: str) -> bool:
+        letters = [letter for letter in text.casefold() if letter.isalpha()]
+        strange = sum(letter not in self._letters for letter in letters)
+        return bool(self._letters) and strange > FOREIGN * len(letters)
 
     def known(self, text: str) -> str | None:
         """Whether it is a "repeat" (but for case and spaces) or "similar", or None."""
@@ -57,8 +79,26 @@ class Sieve:
     def keep(self, text: str) -> None:
         """From now on this text is among those kept."""
         self._known.add(_plain(text))
+        self._letters.update(letter for letter in text.casefold() if letter.isalpha())
         if self._index is not None:
             self._index.add(words(text))
+
+
+def looping(said: Sequence[str]) -> bool:
+    """Whether a phrase comes three times in a row: `a b a b a b`."""
+    for size in range(1, min(LONGEST_PHRASE, len(said) // 3) + 1):
+        run = 0  # words in a row that are the same as `size` words before
+        for now, before in zip(said[size:], said):
+            run = run + 1 if now == before else 0
+            if run == 2 * size:
+                return True
+    return False
+
+
+def readable(text: str) -> bool:
+    """Whether enough of it is letters and digits, of whatever script."""
+    marks = [mark for mark in text if not mark.isspace()]
+    return sum(mark.isalnum() for mark in marks) >= READABLE * len(marks)
 
 
 def _plain(text: str) -> str:

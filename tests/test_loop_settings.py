@@ -9,7 +9,7 @@ import pytest
 
 from dpo.settings import TrainSettings
 from judge import answer_pairs
-from loop.command import named_inputs
+from loop.command import check_writer, named_inputs
 from loop.options import PRESETS, build, parse_arguments, preset_path, read_toml
 from loop.run import Run
 from loop.settings import (
@@ -251,6 +251,25 @@ def test_training_settings_are_dpos_own():
     hints = {field.name for field in fields(TrainSettings)}
     assert {"beta", "learning_rate", "nll_weight"} <= hints
     assert type(Settings().dpo) is type(Settings().sft) is TrainSettings
+
+
+def test_the_prompt_model_is_a_setting_with_a_flag_of_its_own():
+    assert parse_arguments(["--prompt-model", "there"]).prompts.writer == "there"
+    flags = ["--prompt-model", "there", "--set", "prompts.writer=current"]
+    assert parse_arguments(flags).prompts.writer == "current"
+
+
+def test_a_chat_writer_must_speak_our_format(tmp_path):
+    chats = Settings(prompts=Prompts(writer=str(tmp_path), chat=True))
+    check_writer(chats)  # no template at all: as Llama 2's own directories
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"chat_template": "{{ bos_token }}[INST] {{ x }} [/INST]"}')
+    check_writer(chats)
+    config.write_text('{"chat_template": "USER: {{ x }} ASSISTANT:"}')
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: its chat .* prompts.chat=false"):
+        check_writer(chats)
+    check_writer(Settings(prompts=Prompts(writer=str(tmp_path))))
+    check_writer(Settings(prompts=Prompts(writer="current", chat=True)))
 
 
 def test_what_a_setting_names_by_its_place_is_an_input_of_the_run(tmp_path):

@@ -6,8 +6,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from sampling.self_instruct import demonstrations, few_shot_text, write_prompts, write_round
-from sampling.sieve import REASONS, Sieve
+from sampling.self_instruct import (
+    chat_text,
+    demonstrations,
+    few_shot_text,
+    task_in_reply,
+    write_prompts,
+    write_round,
+)
+from sampling.sieve import REASONS, Sieve, looping
 
 SEEDS = [
     {"id": f"s{i}", "prompt": f"Write seed number {i} about topic {i * i}."} for i in range(12)
@@ -40,7 +47,10 @@ class FakeWriter:
             f" Describe thing {draw.randrange(self.space)} to person {draw.randrange(self.space)}."
         )
         if kind == 0:
-            return Line(draw.choice(["", "  ", " Go", " word" * 60, " Draw an Image: of me."]))
+            lost = [" la" * 9, " ## ++ 1 ==", " Спой мне песню"]
+            return Line(
+                draw.choice(["", "  ", " Go", " word" * 60, " Draw an Image: of me.", *lost])
+            )
         if kind == 1:
             return Line(task, finished=False)
         if kind == 2:
@@ -59,10 +69,10 @@ def written(count: int, writer=None, **changed) -> tuple[list[dict], dict[str, i
 
 
 def test_everything_written_is_counted_once() -> None:
-    rows, counts = written(100)
+    rows, counts = written(200)
     outcomes = {name: counts[name] for name in ("unfinished", *REASONS, "surplus", "kept")}
     assert counts["written"] == sum(outcomes.values()) == 32 * counts["rounds"]
-    assert counts["kept"] == len(rows) == 100
+    assert counts["kept"] == len(rows) == 200
     never = {name for name, count in outcomes.items() if not count}
     assert never == {"similar"}  # each other fate occurred
 
@@ -177,7 +187,7 @@ def test_long_seed_prompts_are_not_shown() -> None:
         (" \n", "empty"),
         ("Sing", "too_short"),
         ("Sing to me", None),
-        ("la " * 50, None),
+        (" ".join(map(str, range(50))), None),
         ("la " * 51, "too_long"),
         ("Draw an IMAGE, please", "keyword"),
         ("Draw an imaginary cat", None),  # whole words only
@@ -197,3 +207,81 @@ def test_known() -> None:
     only_repeats = sieve()
     only_repeats.keep("Name two fruits and a vegetable.")
     assert only_repeats.known("Name two fruits and a mineral!") is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "task"),
+    [
+        ("Task: Sing a song.", "Sing a song."),
+        ("Sure! Here is one:\n\n  Task:  Sing\ta song. \n", "Sing a song."),
+        ("Task: one\nTask: two", "two"),
+        ("My Task: sing", ""),
+        ("Sing a song.", ""),
+        ("", ""),
+    ],
+)
+def test_the_task_in_a_chat_models_reply(reply: str, task: str) -> None:
+    assert task_in_reply(reply) == task
+
+
+def test_a_chat_model_is_asked_under_its_format() -> None:
+    class Chats(FakeWriter):
+        def line(self, draw: random.Random) -> Line:
+            line = super().line(draw)
+            return Line(f"Here you are.\nTask:{line.text}", line.finished)
+
+    plain, chats = FakeWriter(), Chats()
+    rows, counts = written(40, plain)
+    again, told = written(40, chats, chat=True)
+    assert (again, told) == (rows, counts)  # the same tasks, out of the replies
+    assert {(asked["raw"], asked["stop_at_newline"]) for asked in plain.asked} == {(True, True)}
+    assert {(asked["raw"], asked["stop_at_newline"]) for asked in chats.asked} == {(False, False)}
+    for text, listed in zip(chats.prompts, plain.prompts):
+        assert listed.removesuffix("\nTask:") in text and "Write one more task" in text
+
+
+def test_chat_text_survives_braces() -> None:
+    assert "Task: Fill {this} in." in chat_text([{"prompt": "Fill {this} in."}])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("tell me me me a tale", "looping"),
+        ("say this now say this now say this now", "looping"),
+        ("say this now say this now and go", None),
+        ("no no it is fine", None),
+        ("### --- *** a b !!! ???", "garbled"),
+        ("Solve 3 * (4 + 5) - 6 / 2 = ?", None),
+        ("Расскажи мне длинную сказку", "foreign"),
+        ("Say привет to my friend from Russia", None),
+        ("give me a café in Tromsø", None),
+    ],
+)
+def test_what_a_lost_model_writes_is_left_out(text: str, reason: str | None) -> None:
+    kept = sieve()
+    kept.keep("The quick brown fox jumps over the lazy dog, 3 times.")
+    assert kept.unfit(text) == reason
+
+
+def test_the_script_of_the_seed_is_nobodys_garbage() -> None:
+    russian = sieve()
+    for text in ("Расскажи мне длинную сказку", "Съешь ещё этих мягких французских булок"):
+        russian.keep(text)
+    assert russian.unfit("Напиши мне письмо") is None
+    assert russian.unfit("Write me a letter") == "foreign"
+    assert sieve().unfit("Напиши мне письмо") is None  # nothing is kept: no script is foreign
+
+
+def test_loops_against_brute_force() -> None:
+    draw = random.Random(3)
+    for _ in range(2000):
+        said = [draw.choice("ab") for _ in range(draw.randint(0, 9))]
+        places = range(len(said))
+        expected = any(
+            said[i : i + n] == said[i + n : i + 2 * n] == said[i + 2 * n : i + 3 * n]
+            for n in range(1, 4)
+            for i in places
+            if i + 3 * n <= len(said)
+        )
+        assert looping(said) == expected
