@@ -137,7 +137,7 @@ class SelfRewarding:
 
     def ask_judge(self, t: int, items: Sequence[Row], k: int) -> Rows:
         """k judgements by M_t of each item."""
-        complete, how = self.models.complete(self.model(t)), self.settings.judging.decoding
+        complete, how = self.models.complete(self.model(t)), self.settings.judging.asking
         return judge_responses(complete, self.rubric, items, k=k, seed=self.seed(t), **how)
 
     def name(self, t: int) -> str:

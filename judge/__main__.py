@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             temperature=given.temperature,
             top_p=given.top_p,
             max_new_tokens=given.max_new_tokens,
+            expected=given.expected,
         )
         if group.is_main:
             write(given.target, jsonl_bytes(judgements))
@@ -70,6 +71,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=0.7, help="0: always the likeliest (%(default)s)")
     add("--top-p", type=float, default=0.9, help="share of likelihood drawn from (%(default)s)")
     add("--max-new-tokens", type=int, default=512, help="longest judgement (%(default)s)")
+    more = "the mean over all scores, by their probability where one was written"
+    add("--expected", action="store_true", help=more)
     add("--seed", type=int, default=0, help="of the randomness (%(default)s)")
     return parser.parse_args(arguments)
 

@@ -16,6 +16,12 @@ class Completion(Protocol):
     def finished(self) -> bool:
         """False where the token budget ended the text, not its writer."""
 
+    @property
+    def chances(self) -> Sequence[float] | None:
+        """How probable each of the `choices` was where the last of them was written; None if none
+        was.
+        """
+
 
 class Complete(Protocol):
     """Completes every prompt n times; `sampling.Completer` is one, a test's fake another.
@@ -35,5 +41,6 @@ class Complete(Protocol):
         max_new_tokens: int,
         raw: bool = False,
         stop_at_newline: bool = False,
+        choices: Sequence[str] = (),
         description: str,
     ) -> Sequence[Sequence[Completion]]: ...

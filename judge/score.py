@@ -3,8 +3,9 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from judge.complete import Complete, Row
+from judge.complete import Complete, Completion, Row
 from judge.rubric import Rubric
 
 # ASCII digits only, and no letter before the word: "Underscore: 4" is no score.
@@ -31,6 +32,21 @@ def parse_score(text: str, low: float = 0.0, high: float = 5.0) -> float | None:
     return value if low <= value <= high else None
 
 
+def read_score(text: str, rubric: Rubric) -> float | None:
+    """The score in which a reply to this rubric ends, as `parse_score`; or as the rubric's own
+    pattern says: then its last non-empty line is the pattern, with a number for `{score}`.
+    """
+    if rubric.pattern is None:
+        return parse_score(text, rubric.low, rubric.high)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    before, after = map(re.escape, rubric.pattern.split("{score}"))
+    found = re.fullmatch(
+        rf"{before}\s*(\d{{1,3}}(?:\.\d{{1,6}})?)\s*{after}", lines[-1] if lines else ""
+    )
+    value = float(found[1]) if found else None
+    return value if value is not None and rubric.low <= value <= rubric.high else None
+
+
 def mean_score(scores: Iterable[float | None]) -> float | None:
     """The mean of those that are numbers; None if none is."""
     numbers = [score for score in scores if score is not None]
@@ -47,12 +63,17 @@ def judge_responses(
     temperature: float,
     top_p: float,
     max_new_tokens: int,
+    expected: bool = False,
 ) -> list[Row]:
     """Asks the judge k times about every item `{id, prompt, response}`.
+
+    expected: the score is the mean over all scores that the judge might have written in the place
+    of the one it wrote, by their probabilities (as G-Eval, Liu et al. 2023); that one is `said`.
 
     Returns judgement rows `{id, response_id, k, text, score, finished}`, an item's k rows together.
     The score is None where the reply ran into `max_new_tokens`: its last line may be half a number.
     """
+    choices: dict[str, Any] = {"choices": rubric.endings} if expected else {}
     replies = complete(
         [rubric.render(item["prompt"], item["response"]) for item in items],
         ids=[item["id"] for item in items],
@@ -62,6 +83,7 @@ def judge_responses(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         description="judging",
+        **choices,
     )
     return [
         {
@@ -69,9 +91,29 @@ def judge_responses(
             "response_id": item["id"],
             "k": number,
             "text": reply.text,
-            "score": parse_score(reply.text, rubric.low, rubric.high) if reply.finished else None,
+            **_scored(reply, rubric, expected),
             "finished": reply.finished,
         }
         for item, samples in zip(items, replies)
         for number, reply in enumerate(samples)
     ]
+
+
+def _scored(reply: Completion, rubric: Rubric, expected: bool) -> Row:
+    said = read_score(reply.text, rubric) if reply.finished else None
+    if not expected:
+        return {"score": said}
+    if said is None or reply.chances is None:
+        return {"score": said, "said": said}
+    return {"score": expected_score(said, reply.chances, rubric), "said": said}
+
+
+def expected_score(said: float, chances: Sequence[float], rubric: Rubric) -> float:
+    """The mean of the rubric's whole scores, weighed by their chances where `said` was written.
+
+    A score that is not one of them, such as 4.5, is taken as it was said.
+    """
+    if said not in rubric.scores:
+        return said
+    total = math.fsum(chances)
+    return math.fsum(score * chance for score, chance in zip(rubric.scores, chances)) / total

@@ -118,7 +118,7 @@ class Choice:
     def _judgements(self, judge: Path, answers: Rows) -> Rows:
         how, items = self.settings.judging, as_items(self.prompts, answers)
         complete, seed = self.models.complete(judge), self.settings.seed
-        return judge_responses(complete, self.rubric, items, k=how.k, seed=seed, **how.decoding)
+        return judge_responses(complete, self.rubric, items, k=how.k, seed=seed, **how.asking)
 
 
 def duel(ours: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> dict[str, int]:

@@ -111,7 +111,7 @@ class Evaluation:
             [*ranked_items(self.ranked), *canary_items(self.ranked[:CANARY_PROMPTS])],
             k=self.settings.judging.k,
             seed=self.settings.seed,
-            **self.settings.judging.decoding,
+            **self.settings.judging.asking,
         )
 
     def _answers_of(self, name: str) -> list[Row]:

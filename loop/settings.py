@@ -85,6 +85,7 @@ class Judging:
     rubric: str = "additive"  # a name in judge/prompts, or a file
     k: int = 3  # judgements of a response, averaged
     eft_rows: int | None = None  # most rows to be made where the seed has no eft.jsonl; none: all
+    expected: bool = False  # the score is the mean over all the judge might have written there
     practice: int = 0  # judgements of each answer that people ranked; what agrees is learnt
     temperature: float = 0.7
     top_p: float = 0.9
@@ -99,6 +100,11 @@ class Judging:
     def decoding(self) -> dict[str, Any]:
         """What every sampling call is told."""
         return _picked(self, DECODING)
+
+    @property
+    def asking(self) -> dict[str, Any]:
+        """What `judge.judge_responses` is told."""
+        return _picked(self, (*DECODING, "expected"))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Knows the cache only as slots that are given and taken back. Knows no text and n
 
 # S slots in use, N tokens of the longest sample, V vocabulary
 # A asks, T tokens of the longest prompt among them, B asks read at once, C width
+# W watched tokens of the vocabulary
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from llama.cache import Cache, Cohort
 from llama.model import Llama
-from sampling.sample import choose, streams, uniforms
+from sampling.sample import choose, probabilities, streams, uniforms
 
 REFILL_SHARE = 1 / 4  # of the slots must be free before prompts are read: one by one is slow
 PREFILL_TOKENS = 2048  # read at once: enough to fill the machine, little enough for its caches
@@ -42,13 +43,15 @@ class Sample:
     """New tokens, without the one that stopped them; `finished` says whether one did.
 
     logps: the model's own log-probability of each token (at temperature 1, all tokens allowed),
-    where `Decoding.logps` asks for them. refused: why there are no tokens, where nothing was tried.
+    where `Decoding.logps` asks for them. watched: at each token, the probability of each of those
+    that `Decoding.watch` names. refused: why there are no tokens, where nothing was tried.
     """
 
     token_ids: list[int]
     finished: bool
     logps: list[float] | None = None
     refused: str | None = None
+    watched: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Decoding:
     max_new_tokens: int = 512
     stop_ids: frozenset[int] = frozenset()
     logps: bool = False  # of the tokens drawn, too
+    watch: tuple[int, ...] = ()  # tokens whose probability is told at each place, drawn or not
 
 
 class Batch:
@@ -80,6 +84,7 @@ class Batch:
         self.stream_S = self.count_S = self.limit_S = self._integers(0)
         self.written_SN = self._integers(0, decoding.max_new_tokens)
         self.logp_SN = self.written_SN.float()  # written to if the decoding asks for it
+        self.watched_SNW = self._blank_watched(0)
 
     def share(self, prefix: list[int]) -> None:
         """Reads what all prompts begin with. The asks that follow hold what comes after it."""
@@ -104,6 +109,10 @@ class Batch:
     def _integers(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
+    def _blank_watched(self, slots: int) -> Tensor:
+        shape = slots, self.decoding.max_new_tokens, len(self.decoding.watch)
+        return torch.zeros(shape, device=self.device)
+
     def read(self, asks: Sequence[Ask]) -> list[tuple[Owner, Sample]]:
         """Reads prompts and writes the first token of each of their samples; see `step`."""
         numbers = [[ask.key, ask.limit, len(ask.prompt), len(ask.samples)] for ask in asks]
@@ -121,6 +130,9 @@ class Batch:
         self.written_SN = torch.cat((self.written_SN, blank_SN))
         if self.decoding.logps:
             self.logp_SN = torch.cat((self.logp_SN, blank_SN.float()))
+        if self.decoding.watch:
+            blank_SNW = self._blank_watched(len(owners))
+            self.watched_SNW = torch.cat((self.watched_SNW, blank_SNW))
         cohort = self.cache.admit(prompt_A, n_A, int(limit_A.max()))
         logits_AV = self._prefill([ask.prompt for ask in asks], cohort)
         return self._write(logits_AV[ask_S], new)
@@ -157,6 +169,9 @@ class Batch:
         if how.logps:
             logp_S1 = logits_SV.float().log_softmax(dim=-1).gather(1, token_S[:, None])
             self.logp_SN[slots].scatter_(1, count_S[:, None], logp_S1)
+        if how.watch:
+            row_S = torch.arange(len(token_S), device=self.device)
+            self.watched_SNW[slots][row_S, count_S] = probabilities(logits_SV, how.watch)
         count_S += 1
         self.tokens += len(token_S)
         ended_S = torch.zeros(len(self.owners), dtype=torch.bool, device=self.device)
@@ -173,6 +188,8 @@ class Batch:
         self.limit_S, self.written_SN = self.limit_S[order_S], self.written_SN[order_S]
         if self.decoding.logps:
             self.logp_SN = self.logp_SN[order_S]
+        if self.decoding.watch:
+            self.watched_SNW = self.watched_SNW[order_S]
         return ended
 
     def sample(self, slot: int) -> Sample:
@@ -182,4 +199,5 @@ class Batch:
         finished = ids[-1] in self.decoding.stop_ids
         count -= finished
         logps = self.logp_SN[slot, :count].tolist() if self.decoding.logps else None
-        return Sample(ids[:count], finished, logps)
+        watched = self.watched_SNW[slot, :count].tolist() if self.decoding.watch else None
+        return Sample(ids[:count], finished, logps, watched=watched)

@@ -18,7 +18,7 @@ from llama.arena import Arena, LaneDecode
 from llama.model import Llama
 from llama.varlen import Spans
 from sampling.batch import Decoding
-from sampling.sample import are_numbers, draw, uniforms
+from sampling.sample import are_numbers, draw, probabilities, uniforms
 
 NUMBERS = ("token", "start", "before", "stream", "count", "limit")  # of a lane
 MOST_IDLE = 64  # lanes of a step that nobody sits in
@@ -42,6 +42,7 @@ class Board:
         self.done_B = torch.ones(slots, dtype=torch.bool, device=device)
         self.written_BN = torch.zeros(slots, new, dtype=torch.int64, device=device)
         self.logp_BN = torch.zeros(slots, new, device=device)  # written to if it is asked for
+        self.watched_BNW = torch.zeros(slots, new, len(decoding.watch), device=device)
         self.damaged = torch.zeros((), dtype=torch.bool, device=device)
         self.stops_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
         self.stops_V[sorted(decoding.stop_ids)] = True
@@ -61,7 +62,7 @@ class Board:
     def keep(self, stay: Sequence[int]) -> None:
         """The lanes of these numbers close up; those behind them stand idle."""
         order, rest = torch.tensor(stay, dtype=torch.int64, device=self.arena.device), len(stay)
-        for table in (*self.number.values(), self.done_B, self.written_BN, self.logp_BN):
+        for table in self._tables():
             table[:rest] = table[order]
         self.done_B[rest:] = True
         self.number["start"][rest:], self.number["count"][rest:] = self.arena.spare, 0
@@ -78,6 +79,11 @@ class Board:
         for table, numbers in ((self.lies_B1, places), (self.length_B, lengths)):
             of_I = torch.tensor(numbers, dtype=torch.int32)
             table.copy_(F.pad(of_I, (0, len(table) - len(of_I))))
+
+    def _tables(self) -> list[Tensor]:
+        """Those with a row a lane that a step writes to."""
+        written = self.written_BN, self.logp_BN, self.watched_BNW
+        return [*self.number.values(), self.done_B, *written]
 
     def run(self, lanes: int) -> None:
         """A step of at least so many lanes."""
@@ -97,7 +103,7 @@ class Board:
             return step
         # The first run is not captured, for libraries make their workspaces then. What it writes
         # is undone, but for the keys and values: those the step proper writes again.
-        tables = [*self.number.values(), self.done_B, self.written_BN, self.logp_BN, self.damaged]
+        tables = [*self._tables(), self.damaged]
         before = [table.clone() for table in tables]
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
@@ -146,6 +152,9 @@ class Board:
         if how.logps:
             logp_B1 = logits_BV.float().log_softmax(dim=-1).gather(1, token_B[:, None])
             _set_where(live_B, self.logp_BN[lanes], at_B1, logp_B1[:, 0])
+        for number, token in enumerate(how.watch):
+            chance_B = probabilities(logits_BV, (token,))[:, 0]
+            _set_where(live_B, self.watched_BNW[lanes, :, number], at_B1, chance_B)
         self.number["token"][lanes] = torch.where(live_B, token_B, self.number["token"][lanes])
         count_B += live_B
         self.done_B[lanes] |= self.stops_V[token_B] | (count_B >= self.number["limit"][lanes])

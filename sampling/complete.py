@@ -20,11 +20,16 @@ from sampling.spread import Request, over_ranks
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote; `finished` says whether it came to an end of its own."""
+    """What the model wrote; `finished` says whether it came to an end of its own.
+
+    chances: where choices were given, how probable each of them was at the last place where one of
+    them stands; None if none does.
+    """
 
     text: str
     token_ids: list[int]
     finished: bool
+    chances: list[float] | None = None
 
 
 class Completer:
@@ -54,6 +59,7 @@ class Completer:
         max_new_tokens: int,
         raw: bool = False,
         stop_at_newline: bool = False,
+        choices: Sequence[str] = (),
         description: str,
     ) -> list[list[Completion]]:
         """n completions of each prompt, in order; with a group, all ranks call it and get all.
@@ -62,7 +68,9 @@ class Completer:
           the n) and on nothing beside it, not on the number of ranks either.
         raw: the prompt is continued as it is; otherwise it is a user's turn, under the chat format.
         stop_at_newline: the first line is the completion. description: for the progress bar.
-        Raises ValueError for ids that are not unique, and as `generate` does.
+        choices: texts that differ in their last token alone, such as "Score: 1" and "Score: 2"; a
+          completion then tells how probable each was. Raises ValueError for others, for ids that
+          are not unique, and as `generate` does.
         """
         if len(set(ids)) < len(prompts):
             raise ValueError(f"{len(prompts)} prompts have {len(set(ids))} different ids")
@@ -71,9 +79,10 @@ class Completer:
         stop_ids = {self.tokenizer.eos_id} | (
             {self.tokenizer.newline_id} if stop_at_newline else set()
         )
-        decoding = Decoding(temperature, top_p, max_new_tokens, frozenset(stop_ids))
+        watch = last_tokens(self.tokenizer, choices)
+        decoding = Decoding(temperature, top_p, max_new_tokens, frozenset(stop_ids), watch=watch)
         samples = self._sample(requests, decoding, seed, description)
-        return [[self._completion(sample) for sample in several] for several in samples]
+        return [[self._completion(sample, watch) for sample in several] for several in samples]
 
     def _sample(
         self, requests: list[Request], decoding: Decoding, seed: int, description: str
@@ -89,10 +98,23 @@ class Completer:
             shown=self.progress,
         )
 
-    def _completion(self, sample: Sample) -> Completion:
+    def _completion(self, sample: Sample, watch: Sequence[int]) -> Completion:
         # the chat format puts spaces around an answer; they are not the answer's
         text = self.tokenizer.decode(sample.token_ids).strip()
-        return Completion(text, sample.token_ids, sample.finished)
+        places = [i for i, token in enumerate(sample.token_ids) if token in watch]
+        chances = sample.watched[places[-1]] if sample.watched and places else None
+        return Completion(text, sample.token_ids, sample.finished, chances)
+
+
+def last_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, ...]:
+    """The last token of each of these texts. Raises ValueError if it is not all they differ in."""
+    ids = [tokenizer.encode(text) for text in texts]
+    if len({tuple(each[:-1]) for each in ids}) > 1:
+        raise ValueError(
+            f"the tokenizer writes the ends of {', '.join(map(repr, texts))} with more than one "
+            "token each, so their probabilities cannot be told; judging.expected=false"
+        )
+    return tuple(each[-1] for each in ids)
 
 
 def sample_on_ranks(

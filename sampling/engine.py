@@ -251,6 +251,8 @@ def _check(requests: Sequence[Request], decoding: Decoding, slots: int, vocab_si
         raise ValueError(f"top_p is {decoding.top_p}; it must be above 0 and at most 1")
     if not all(0 <= stop < vocab_size for stop in decoding.stop_ids):
         raise ValueError(f"a stop id of {sorted(decoding.stop_ids)} is outside the vocabulary")
+    if not all(0 <= token < vocab_size for token in decoding.watch):
+        raise ValueError(f"a watched id of {decoding.watch} is outside the vocabulary")
     for request in requests:
         ids, name = request.token_ids, f"request {request.id!r}"
         if request.n < 1:

@@ -208,4 +208,5 @@ class Lanes:
         finished = ids[-1] in self.decoding.stop_ids
         count -= finished
         logps = self.board.logp_BN[lane, :count].tolist() if self.decoding.logps else None
-        return Sample(ids[:count], finished, logps)
+        watched = self.board.watched_BNW[lane, :count].tolist() if self.decoding.watch else None
+        return Sample(ids[:count], finished, logps, watched=watched)

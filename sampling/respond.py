@@ -19,6 +19,12 @@ class Written(Protocol):
     def finished(self) -> bool:
         """False where the token budget ended the text, not its writer."""
 
+    @property
+    def chances(self) -> Sequence[float] | None:
+        """How probable each of the `choices` was where the last of them was written; None if none
+        was.
+        """
+
 
 class Complete(Protocol):
     """Completes every prompt n times; `Completer` is one, a test's fake another.
@@ -38,6 +44,7 @@ class Complete(Protocol):
         max_new_tokens: int,
         raw: bool = False,
         stop_at_newline: bool = False,
+        choices: Sequence[str] = (),
         description: str,
     ) -> Sequence[Sequence[Written]]: ...
 

@@ -7,6 +7,7 @@ Pure functions over rows; a row's token depends on that row alone. Knows no mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import torch
@@ -56,6 +57,11 @@ def choose(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> 
     if not are_numbers(logits_BV).all():
         raise ValueError(DAMAGED)
     return draw(logits_BV, u_B, temperature, top_p)
+
+
+def probabilities(logits_BV: Tensor, tokens: Sequence[int]) -> Tensor:
+    """The model's own probability of each of these tokens, at temperature 1, [B, tokens] fp32."""
+    return logits_BV.float().softmax(dim=-1)[:, list(tokens)]
 
 
 def are_numbers(logits_BV: Tensor) -> Tensor:

@@ -41,6 +41,11 @@ def test_answers_are_judged(checkpoint: str, tmp_path: Path, capsys) -> None:
     assert [json.loads(line) for line in text.split("\n") if line] == expected
     assert [row["id"] for row in expected] == ["a.0", "a.1", "b.0", "b.1"]
     assert "4 judgements: " in capsys.readouterr().err
+    assert main([checkpoint, *written(path, *ROWS), *FLAGS, "--expected"]) == 0
+    again = [json.loads(line) for line in path.with_name("out.jsonl").read_text().splitlines()]
+    assert [(row["text"], row["said"]) for row in again] == [
+        (row["text"], row["score"]) for row in expected
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from judge import Rubric, load_rubric, parse_choice, parse_score
 from judge.rubric import PROMPTS, SCALES, fill, read_template
+from judge.score import read_score
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -45,6 +46,46 @@ def test_every_prompt_file_is_known() -> None:
         "meta",
         "meta_short",
     }
+
+
+HEADED = "score: Rating: [[{score}]]\nscale: 1 to 10\n---\n{prompt} / {response}"
+
+
+def test_a_file_may_say_its_pattern_and_its_scale(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text(HEADED)
+    rubric = load_rubric(file)
+    assert (rubric.low, rubric.high, rubric.render("a", "b")) == (1, 10, "a / b")
+    assert rubric.endings[::9] == ["Rating: [[1", "Rating: [[10"]
+    replies = {"Fine.\nRating: [[7]]\n": 7.0, " Rating: [[ 7.5 ]]": 7.5, "Rating: [[10]]": 10.0}
+    replies |= dict.fromkeys(
+        ("Rating: [[11]]", "Rating: [[0]]", "Rating: 7", "Score: 7", "", "Rating: [[7]] so"), None
+    )
+    assert {reply: read_score(reply, rubric) for reply in replies} == replies
+    file.write_text("scale: 0 to 3\n---\n{prompt} / {response}")
+    assert read_score("Score: 3", load_rubric(file)) == 3.0
+    assert read_score("Score: 4", load_rubric(file)) is None
+    file.write_text("{prompt}\n---\nscore: {response}")  # a rule in the text is no head
+    assert load_rubric(file).template.startswith("{prompt}\n---")
+
+
+@pytest.mark.parametrize(
+    ("head", "complaint"),
+    [
+        ("scale: one to ten", r"mine.txt:1: expected .* found 'scale: one to ten'"),
+        ("score: {score}\nrange: 1", r"mine.txt:2: expected .* found 'range: 1'"),
+        ("score: Rating", r"mine.txt: expected {score} once in score: Rating"),
+        ("scale: 5 to 1", r"mine.txt: expected a scale that rises, found 5.0 to 1.0"),
+    ],
+)
+def test_a_head_that_cannot_be_read(head: str, complaint: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text(f"{head}\n---\n{{prompt}} {{response}}")
+    with pytest.raises(ValueError, match=complaint):
+        load_rubric(file)
+    file.write_text(f"{head}\n{{prompt}} {{response}}")
+    with pytest.raises(ValueError, match=r"mine.txt: expected a line ---"):
+        load_rubric(file)
 
 
 def test_braces_in_texts_are_not_places() -> None:

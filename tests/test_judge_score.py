@@ -1,5 +1,6 @@
 """Scores are read from the judge's own words, or not at all."""
 
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judge import Rubric, judge_responses, mean_score, parse_score
+from judge.score import expected_score
 
 REPLIES = [
     ("Score: 4", 4.0),
@@ -146,6 +148,35 @@ def test_score_in_the_answer_is_not_the_judges(answer: str) -> None:
     assert [row["score"] for row in rows] == [None, 0.0]
     # Negative control: whoever parses prompt and reply together is fooled.
     assert parse_score(judge.prompts[0] + "\n") == 5.0
+
+
+@dataclass(frozen=True)
+class Weighed(Reply):
+    chances: list[float] | None = None
+
+
+def test_the_expected_score_weighs_what_might_have_been_written() -> None:
+    replies = [
+        Weighed("Score: 4", chances=[0, 0, 0, 0.1, 0.3, 0.1]),  # 0.5 is on other tokens
+        Weighed("Score: 4.5", chances=[0, 0, 0, 0, 0, 1]),  # not one of the choices
+        Weighed("no idea", chances=[0, 0, 0, 0, 0, 1]),
+        Weighed("Score: 2", chances=None),
+        Weighed("Score: 5", finished=False, chances=[0, 0, 0, 0, 0, 1]),
+    ]
+    judge, items = FakeJudge([replies]), [{"id": "a", "prompt": "p", "response": "r"}]
+    rows = judge_responses(judge, RUBRIC, items, expected=True, **HOW)
+    assert judge.asked["choices"] == [f"Score: {n}" for n in range(6)]
+    assert [row["score"] for row in rows] == [pytest.approx(4.0), 4.5, None, 2.0, None]
+    assert [row["said"] for row in rows] == [4.0, 4.5, None, 2.0, None]
+    plain = judge_responses(judge, RUBRIC, items, **HOW)
+    assert "choices" not in judge.asked and "said" not in plain[0]
+
+
+def test_the_expected_score_is_the_mean_of_sampled_ones() -> None:
+    chances = [0.05, 0.1, 0.2, 0.3, 0.25, 0.1]
+    drawn = random.Random(0).choices(range(6), chances, k=20_000)
+    found = expected_score(3.0, chances, RUBRIC)
+    assert found == pytest.approx(sum(drawn) / len(drawn), abs=0.03)
 
 
 def test_cut_off_reply_has_no_score() -> None:

@@ -1,10 +1,12 @@
 """`Completer`: the right format, the right stops, and the same texts on any number of ranks."""
 
 import pytest
+import torch
 from tiny_llama import tiny_model, tiny_tokenizer
 
 from llama import encode_prompt, encode_raw
 from sampling import Completer, Completion, Decoding, Request, generate
+from sampling.complete import last_tokens
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = ["Is it raining?", "Count the words.", "", "The answer is 1024"]
@@ -79,3 +81,29 @@ def test_the_bar_counts_samples(capsys: pytest.CaptureFixture[str]) -> None:
     assert "test: 100%" in (bar := capsys.readouterr().err) and "8/8" in bar
     completer()(PROMPTS, ids=IDS, n=2, **HOW)
     assert capsys.readouterr().err == ""
+
+
+def test_choices_are_weighed_where_the_last_of_them_stands() -> None:
+    """By a forward pass over the whole text: the probability of each digit in that place."""
+    choices = [f" the {digit}" for digit in "012345"]
+    watch = last_tokens(TOKENIZER, choices)
+    model, how = tiny_model(), HOW | {"max_new_tokens": 60, "temperature": 1.5}
+    plain = completer()(PROMPTS, ids=IDS, n=20, **how)
+    made = completer()(PROMPTS, ids=IDS, n=20, choices=choices, **how)
+    seen = 0
+    for prompt, several, without in zip(PROMPTS, made, plain):
+        for one, same in zip(several, without):
+            assert (one.text, one.token_ids, same.chances) == (same.text, same.token_ids, None)
+            places = [i for i, token in enumerate(one.token_ids) if token in watch]
+            assert (one.chances is None) == (not places)
+            if places:
+                seen += 1
+                ids = encode_prompt(TOKENIZER, prompt) + one.token_ids[: places[-1]]
+                chance_V = model(torch.tensor([ids]))[0, -1].softmax(dim=-1)
+                assert one.chances == pytest.approx(chance_V[list(watch)].tolist(), rel=1e-3)
+    assert seen > 5
+
+
+def test_choices_of_several_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="more than one token each"):
+        last_tokens(TOKENIZER, ["Score: 1", "Score: 10"])

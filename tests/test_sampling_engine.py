@@ -272,15 +272,19 @@ def test_settings_that_cannot_be(request_, decoding, slots, complaint) -> None:
 
 def test_logps_are_those_of_a_forward_pass_over_the_whole_text() -> None:
     requests = ragged(20, n=3)
-    plain, asked = written(requests), written(requests, replace(DECODING, logps=True), slots=7)
+    told = replace(DECODING, logps=True, watch=(5, 300, 5))
+    plain, asked = written(requests), written(requests, told, slots=7)
     for request in requests:
         for without, sample in zip(plain[request.id], asked[request.id]):
-            assert without == replace(sample, logps=None)
+            assert without == replace(sample, logps=None, watched=None)
             ids = request.token_ids + sample.token_ids
             logp_TV = MODEL(torch.tensor([ids]))[0].log_softmax(dim=-1)
             start = len(request.token_ids) - 1
             theirs = [logp_TV[start + n, token].item() for n, token in enumerate(sample.token_ids)]
             assert sample.logps == pytest.approx(theirs, abs=1e-5)
+            chances = logp_TV[start : start + len(sample.token_ids), [5, 300, 5]].exp()
+            watched_TW = torch.tensor(sample.watched).view(-1, 3)
+            torch.testing.assert_close(watched_TW, chances, atol=1e-6, rtol=1e-4)
 
 
 def test_the_cache_may_take_most_of_what_a_gpu_has_free(monkeypatch: pytest.MonkeyPatch) -> None:
