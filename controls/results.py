@@ -54,6 +54,50 @@ def render_results(runs: Sequence[dict[str, list[Row]]]) -> str:
     return "\n".join(parts)
 
 
+ABLATION_HEAD = """# Ablations
+
+The loop with one choice made otherwise (`controls/ablations.py` says which), the first {seeds} of
+the seeds above. M3's mean over the seeds with Student's 95 % interval, and its difference from the
+loop's M3, taken within a seed. All are evaluated alike. The last columns: pairs that M1 and M2
+made; tokens of an answer of M3.
+
+`python -m controls --seeds {seeds} --only "LABEL"` makes one row of it.
+"""
+ABLATION_AXES = (
+    ("instruction_following", "truth_perfect", "all five points, sampled"),
+    ("instruction_following", "greedy_perfect", "greedy"),
+    ("judging", "pairwise_accuracy", "judging: pairwise accuracy"),
+    ("judging", "kendall", "Kendall τ"),
+)
+
+
+def render_ablations(runs: Sequence[dict[str, list[Row]]]) -> str:
+    """The ablations' table; `runs` as in `render_results`, each model with its count of `pairs`."""
+    loop = next(iter(runs[0]))
+    titles = [part for *_, title in ABLATION_AXES for part in (title, "change")]
+    head = ["arm", *titles, "pairs", "tokens"]
+    lines = [_line(head), "|---" * len(head) + "|"]
+    for arm in runs[0]:
+        cells = [arm]
+        for axis, key, _ in ABLATION_AXES:
+            ours = [_last(run[arm], axis, key) for run in runs]
+            theirs = [_last(run[loop], axis, key) for run in runs]
+            change = [a - b for a, b in zip(ours, theirs)]
+            cells += [interval(ours), "" if arm == loop else interval(change, "+.3f")]
+        made = zip(*([model["pairs"] for model in run[arm][:-1]] for run in runs))
+        cells.append(" → ".join(f"{fmean(counts):.0f}" for counts in made))
+        tokens = [_last(run[arm], "instruction_following", "mean_tokens") for run in runs]
+        lines.append(_line([*cells, f"{fmean(tokens):.1f}"]))
+    head_text = ABLATION_HEAD.format(seeds=len(runs))
+    return "\n".join([head_text, *lines]) + "\n"
+
+
+def _last(models: Sequence[Row], axis: str, key: str) -> float:
+    """A measure of the last model."""
+    value: float = models[-1][axis][key]
+    return value
+
+
 def _cells(arm: Sequence[Sequence[float]], loop: Sequence[Sequence[float]]) -> list[str]:
     """An arm's row of a table, from the values of M1 … MN, seed by seed, and the loop's."""
     models = [interval(values) for values in zip(*arm)]

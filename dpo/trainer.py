@@ -63,8 +63,10 @@ def train_dpo(
     replay: Sequence[Row] = (),
     description: str = "DPO",
     after_step: Callable[[int, int], None] | None = None,
+    reference: Reference | None = None,
 ) -> dict[str, float]:
-    """Trains `model` in place by DPO on `pairs`; the reference is the model as it is given.
+    """Trains `model` in place by DPO on `pairs`; the reference is the model as it is given, or what
+    is given of another one's log-probabilities (`pair_logps`).
 
     With a `replay_weight` each step also takes `batch_size` rows of `replay`. `after_step` is
     called with (steps taken, steps in all), on all ranks; the steps after the last frozen one come
@@ -78,12 +80,15 @@ def train_dpo(
         replayed = Dealer(replay, partial(row_line, longest=longest), size, seed)
     start = fingerprint(model)
     key = reference_key(start, pairs)
-    with running_blocks(model, compiled=settings.compile):  # the kernels that will train
-        reference = _reference(model, dealer, settings.micro_tokens, key, group, directory)
+    data = f"{len(pairs)} pairs {key}, {len(replay)} rows {rows_key(replay)}"
+    if reference is None:
+        with running_blocks(model, compiled=settings.compile):  # the kernels that will train
+            reference = _reference(model, dealer, settings.micro_tokens, key, group, directory)
+    else:
+        data += f", a reference of sum {sum(float(logps.sum()) for logps in reference)}"
     objective = DPO(dealer, reference, replayed, settings)
     _reshard(model)
     descent = Descent(model, objective, settings, seed=seed, group=group, directory=directory)
-    data = f"{len(pairs)} pairs {key}, {len(replay)} rows {rows_key(replay)}"
     return descent.run({"data": data, "model": start}, description, after_step)
 
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dpo.reference import Reference
 from judge import Rubric, judge_responses, mean_score
 from loop.models import Example, Metrics, Models
 from loop.rows import Row, Rows, as_items
@@ -62,7 +63,7 @@ class Choice:
         counts = self.run.counts(f"{name}.steps")
 
         def adopt(out: Path) -> Metrics:
-            _copy(candidates[found["chosen"]], out)
+            link_files(candidates[found["chosen"]], out)
             return counts
 
         return self.run.directory(name, adopt, f"{name}: {found['chosen']} is chosen")
@@ -104,7 +105,7 @@ class Choice:
         """How often each candidate's reward of the chosen answer is above that of the rejected."""
         reference = self.models.pair_logps(start, held_back)
         accuracy = {
-            which: _accuracy(self.models.pair_logps(path, held_back), reference)
+            which: reward_accuracy(self.models.pair_logps(path, held_back), reference)
             for which, path in candidates.items()
         }
         best = max(accuracy.values())
@@ -152,19 +153,17 @@ def _means(answers: Rows, judgements: Rows) -> dict[str, float | None]:
     return {row["prompt_id"]: means.get(row["prompt_id"]) for row in answers}
 
 
-def _accuracy(
-    policy: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]]
-) -> float:
-    """Of pairs of summed log-probabilities (chosen, rejected)."""
-    right = [a - c > b - d for (a, b), (c, d) in zip(policy, reference)]
-    return sum(right) / len(right)
+def reward_accuracy(policy: Reference, reference: Reference) -> float:
+    """How often the chosen response's log-probability has grown more than the rejected one's."""
+    chosen, rejected = (now - before for now, before in zip(policy, reference))
+    return float((chosen > rejected).double().mean())
 
 
 def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _copy(source: Path, target: Path) -> None:
+def link_files(source: Path, target: Path) -> None:
     """Links a checkpoint's files into another directory: a name more, not a byte more."""
     for file in source.iterdir():
         if file.is_file() and not (target / file.name).exists():

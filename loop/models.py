@@ -13,6 +13,7 @@ import torch
 
 from dpo import Pair, Row, TrainSettings, forget, pair_logps, train_dpo, train_sft
 from dpo.lines import pair_line
+from dpo.reference import Reference
 from llama import Llama, Tokenizer, encode_example, load, load_sharded, save
 from llama.parallel import Group
 from loop.run import Run
@@ -55,9 +56,10 @@ class Models:
         replay: Sequence[Example],
         how: TrainSettings,
         keep_every: int | None = None,
+        reference: Path | None = None,
     ) -> Path:
-        """The stage `name`: a copy of `start`, trained on preference pairs with `start` as the
-        reference. Every so many steps a checkpoint is kept in it, `step-N`.
+        """The stage `name`: a copy of `start`, trained on preference pairs with `start`, or another
+        model, as the reference. Every so many steps a checkpoint is kept in it, `step-N`.
 
         Raises ValueError if there are too few pairs to learn from.
         """
@@ -69,6 +71,7 @@ class Models:
             )
 
         def make(out: Path) -> Metrics:
+            known = None if reference is None else self.pair_logps(reference, pairs)
             model, tokenizer = self._trainable(start)
             rows = [_pair(model, tokenizer, row) for row in pairs]
             again = [_row(model, tokenizer, *example) for example in replay if how.replay_weight]
@@ -76,19 +79,16 @@ class Models:
             lines = [pair_line(pair, index, longest) for index, pair in enumerate(rows)]
             self._say_steps(name, how, lines, [row.ids for row in again])
             keep = _keeper(model, tokenizer, out, keep_every) if keep_every else None
-            train = partial(train_dpo, replay=again, after_step=keep)
+            train = partial(train_dpo, replay=again, after_step=keep, reference=known)
             return self._trained(train, model, tokenizer, rows, how, out, name)
 
         return self.run.directory(name, make, f"{name}: DPO")
 
-    def pair_logps(
-        self, path: Path, pairs: Sequence[Mapping[str, Any]]
-    ) -> list[tuple[float, float]]:
-        """Summed log-probabilities (chosen, rejected) of the responses, by the model of `path`."""
+    def pair_logps(self, path: Path, pairs: Sequence[Mapping[str, Any]]) -> Reference:
+        """Summed log-probabilities of the responses, (chosen [P], rejected [P]), by that model."""
         model, tokenizer = self._trainable(path)
         rows = [_pair(model, tokenizer, row) for row in pairs]
-        chosen, rejected = pair_logps(model, rows, self.settings.dpo.micro_tokens, self.group)
-        return list(zip(chosen.tolist(), rejected.tolist()))
+        return pair_logps(model, rows, self.settings.dpo.micro_tokens, self.group)
 
     def speaking(self, path: Path) -> Completer:
         """The model of `path` in its sampling form; whichever was in memory before leaves it."""

@@ -129,6 +129,10 @@ class Run:
         """Writes a file that is no stage: made anew each time from what the stages hold."""
         self._main_says(lambda: files.write(self.root / path, data))
 
+    def has(self, path: str) -> bool:
+        """Whether the stage `path` is finished."""
+        return path in self._stages
+
     def seconds(self, path: str) -> float:
         """How long the finished stage `path` took."""
         return float(self._stages[path]["seconds"])

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from dpo_runs import Killed, dpo, files, kill_before
 from tiny_llama import tiny_model
 
@@ -54,7 +55,8 @@ class FakeModels:
 
     def pair_logps(self, path, pairs):
         worth = self.worth["M1" if path.name == "M1" else self.which(path)]
-        return [(worth if n < worth else -worth, 0.0) for n in range(len(pairs))]
+        chosen = [1.0 if n < worth else -1.0 for n in range(len(pairs))]
+        return torch.tensor(chosen), torch.zeros(len(pairs))
 
     @staticmethod
     def which(path):

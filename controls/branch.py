@@ -1,0 +1,73 @@
+"""A run as one arm of several sees it. Knows no model."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loop.rows import Row
+from loop.run import Run
+
+Made = Sequence[Mapping[str, Any]]
+
+
+class Branch(Run):
+    """The stages of M1 that `own` names lie in the arm's own directory; the rest of M1 is shared.
+
+    Everything else goes to the run as it is.
+    """
+
+    def __init__(self, run: Run, label: str, own: Collection[str]) -> None:
+        self.run, self.label, self.own = run, label, own
+        self.root, self.group = run.root, run.group
+
+    def place(self, path: str) -> str:
+        """Where the stage lies in the run."""
+        model, _, stage = path.partition("/")
+        return f"{self.label}/{path}" if model == "M1" and stage in self.own else path
+
+    def rows(
+        self, path: str, make: Callable[[], Made | tuple[Made, Row]], description: str
+    ) -> list[Row]:
+        """As `Run.rows`."""
+        return self.run.rows(self.place(path), make, f"{self.label}: {description}")
+
+    def rows_in_units(
+        self,
+        path: str,
+        items: Sequence[Any],
+        make: Callable[[Sequence[Any]], Made],
+        description: str,
+        *,
+        unit: int,
+    ) -> list[Row]:
+        """As `Run.rows_in_units`."""
+        title = f"{self.label}: {description}"
+        return self.run.rows_in_units(self.place(path), items, make, title, unit=unit)
+
+    def json(self, path: str, make: Callable[[], Mapping[str, Any]], description: str) -> Row:
+        """As `Run.json`."""
+        return self.run.json(self.place(path), make, f"{self.label}: {description}")
+
+    def directory(self, path: str, make: Callable[[Path], Row | None], description: str) -> Path:
+        """As `Run.directory`."""
+        return self.run.directory(self.place(path), make, f"{self.label}: {description}")
+
+    def has(self, path: str) -> bool:
+        """As `Run.has`."""
+        return self.run.has(self.place(path))
+
+    def counts(self, path: str) -> Row:
+        """As `Run.counts`."""
+        return self.run.counts(self.place(path))
+
+    def seconds(self, path: str) -> float:
+        """As `Run.seconds`."""
+        return self.run.seconds(self.place(path))
+
+    def stages(self, directory: str) -> list[str]:
+        """As `Run.stages`."""
+        return self.run.stages(directory)
+
+    def say(self, line: str) -> None:
+        """As `Run.say`."""
+        self.run.say(line)
