@@ -14,7 +14,7 @@ from judge import Rubric
 from llama.parallel import Group
 from loop.choice import Pairs, link_files
 from loop.models import Example, Models
-from loop.rows import Rows
+from loop.rows import Rows, as_items
 from loop.run import Run
 from loop.settings import Settings
 from seed.start import Start
@@ -88,6 +88,19 @@ class ReferenceM1(OwnDpo):
         return self.models.dpo(name, start, pairs, replay, how, reference=self.model(1))
 
 
+class FrozenJudge(Arm):
+    """M1 judges in all iterations, as a reward model that does not learn along."""
+
+    def judge(self, t: int, prompts: Rows, responses: Rows) -> Rows:
+        return self.run.rows_in_units(
+            f"{self.name(t)}/judgements.jsonl",
+            as_items(prompts, responses),
+            lambda part: self.ask_judge(1, part, self.settings.judging.k),
+            f"{self.name(t)}: judged by M1",
+            unit=self.settings.machine.unit,
+        )
+
+
 @dataclass(frozen=True)
 class Ablation:
     """What is different, and what of M1's making that touches."""
@@ -123,6 +136,10 @@ ABLATIONS = (
     Ablation("length control", {"pairs": {"shorter_within": 0.2}}, ("pairs.jsonl",)),
     Ablation("own prompts", {"prompts": {"writer": "current"}}, ("prompts.jsonl", *CANDIDATES)),
     Ablation("reference M1", {}, kind=ReferenceM1),
+    Ablation("frozen judge", {}, kind=FrozenJudge),
+    Ablation(
+        "checkpoint by judge", {"choice": {"by": "judge", "every": 10, "prompts": 200}}
+    ),
     Ablation(
         "Meta-Rewarding",
         {

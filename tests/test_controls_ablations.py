@@ -126,6 +126,15 @@ def test_reference_m1_stays_the_reference(begun):
     assert [row[1:] for row in arm.models.trained] == [(m1, m1), (m2, m1)]
 
 
+def test_a_frozen_judge_is_m1_in_every_iteration(begun):
+    arm, asked = begun["frozen judge"], []
+    arm.ask_judge = lambda t, items, k: asked.append(t) or [{"id": "j"}]
+    answers = [{"id": "p.0", "prompt_id": "p", "text": "x"}]
+    for t in (1, 2):
+        arm.judge(t, [{"id": "p", "prompt": "q"}], answers)
+    assert asked == [1, 1]
+
+
 def evaluation(value, pairs):
     following = {"truth_perfect": value, "greedy_perfect": value, "mean_tokens": 10 * value}
     judging = {"pairwise_accuracy": value, "kendall": value}
