@@ -9,7 +9,8 @@ arXiv 2407.19594). Knows no model: a meta-judge is a callable that completes pro
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from functools import partial
+from itertools import combinations, product
 from statistics import pvariance
 
 from judge.compare import compare_responses
@@ -177,14 +178,19 @@ def meta_examples(
     for row in ranked:
         answers = [judgements_of.get(answer_id(row, i), []) for i in range(len(row["responses"]))]
         rounds = [each for each in zip(*answers) if None not in [j["score"] for j in each]]
-        right = next((each for each in rounds if agreeing(row, each)), None)
-        wrong = next((each for each in rounds if not agreeing(row, each)), None)
-        if right is None or wrong is None:
-            continue
-        for answer, good, bad in zip(row["responses"], right, wrong):
-            if good["score"] != bad["score"]:
-                shown = rubric.render(row["prompt"], answer["text"])
-                for first, second, verdict in ((good, bad, "A"), (bad, good, "B")):
-                    asked = fill(template, prompt=shown, first=first["text"], second=second["text"])
-                    examples.append((asked, f"Better: {verdict}"))
-    return examples
+        right = [each for each in rounds if agreeing(row, each)]
+        wrong = [each for each in rounds if not agreeing(row, each)]
+        for agreed, other in product(right, wrong):
+            for answer, good, bad in zip(row["responses"], agreed, other):
+                if good["score"] != bad["score"]:
+                    shown = rubric.render(row["prompt"], answer["text"])
+                    examples += _both_orders(template, shown, good["text"], bad["text"])
+    return list(dict.fromkeys(examples))
+
+
+def _both_orders(template: str, prompt: str, good: str, bad: str) -> list[tuple[str, str]]:
+    asked = partial(fill, template, prompt=prompt)
+    return [
+        (asked(first=good, second=bad), "Better: A"),
+        (asked(first=bad, second=good), "Better: B"),
+    ]
