@@ -2,7 +2,7 @@
 file, nothing loaded from anywhere. Knows no file and no model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -125,12 +125,21 @@ def _prompts(report: Tree) -> str:
 
 def _numbers(report: Tree, part: str, form: str) -> str:
     """A table of plain numbers, a row for each name that any model has."""
-    models = report["models"].values()
-    names = list(dict.fromkeys(name for model in models for name in model[part]))
+    flat = {name: _flat(model[part]) for name, model in report["models"].items()}
+    names = list(dict.fromkeys(name for found in flat.values() for name in found))
     rows = [
-        _row(name, (_number(model[part].get(name), form) for model in models)) for name in names
+        _row(name, (_number(found.get(name), form) for found in flat.values())) for name in names
     ]
-    return _table(report["models"], rows)
+    return _table(flat, rows)
+
+
+def _flat(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's own counts stand under its file's name: `pairs.jsonl: equal_scores`."""
+    flat: dict[str, Any] = {}
+    for name, value in numbers.items():
+        inside = value if isinstance(value, Mapping) else None
+        flat |= {f"{name}: {key}": n for key, n in inside.items()} if inside else {name: value}
+    return flat
 
 
 def _number(value: Any, form: str) -> str:

@@ -54,9 +54,9 @@ SIGNS = (
             ("same_again", "K judgements: pairs that agree"),
             ("spread", "K judgements: standard deviation"),
             ("score_length", "Spearman ρ of score and length"),
+            *((("rank_length", "the same of people's order"),) if part == "scores" else ()),
         )
     ),
-    Measure("scores", "rank_length", "the same of people's order"),
     Measure("progress", "judged_win_rate", "wins over the model before, by its own scores"),
     Measure("progress", "lc_judged_win_rate", "the same at equal length"),
 )
