@@ -29,6 +29,8 @@ from seed.read import Seed
 
 Truth = Callable[[str, str], Mapping[str, bool] | None]  # the criteria that a response meets
 
+TAUGHT = ("own_scores", "counts")  # known of a model once it has taught the next
+
 
 class Evaluation:
     """The held-out data of a run, and what each of its models makes of them.
@@ -198,6 +200,8 @@ class Evaluation:
             return
         self._measured.append(name)
         evaluations = {name: read_evaluation(self.run, name) for name in self._measured}
+        for later in TAUGHT:  # in a run that is taken up again it may lie there already
+            evaluations[name].pop(later, None)
         found = health.findings(evaluations)
         for finding in found:
             if finding not in self._said:

@@ -98,6 +98,8 @@ def _entries(path: Path) -> Iterable[tuple[int, Row]]:
 
 
 def _holds_a_list(path: Path) -> bool:
+    if not path.is_file():
+        return False  # `objects` says so
     with open(path, "rb") as file:
         return file.read(64).lstrip().startswith(b"[")
 

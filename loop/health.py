@@ -122,16 +122,12 @@ def _without_pair(first: Evaluation, this: Evaluation) -> float | None:
 
 
 def _by_length(first: Evaluation, this: Evaluation) -> float | None:
-    """What of the win rate goes away at equal length."""
-    for part, key in (
-        ("progress", "judged_win_rate"),
-        ("instruction_following", "win_rate_vs_previous"),
-    ):
-        plain, controlled = _get(this, part, key), _get(this, part, f"lc_{key}")
-        judged = part == "progress" or "head_to_head" in this[part]
-        if judged and plain is not None and controlled is not None:
-            return float(plain - controlled)
-    return None
+    """What of the win rate, if a judge gave it, goes away at equal length."""
+    part, key = "progress", "judged_win_rate"
+    if _get(this, part, key) is None and _get(this, "instruction_following", "head_to_head"):
+        part, key = "instruction_following", "win_rate_vs_previous"
+    plain, controlled = _get(this, part, key), _get(this, part, f"lc_{key}")
+    return None if plain is None or controlled is None else float(plain - controlled)
 
 
 RULES = (
@@ -144,7 +140,7 @@ RULES = (
         "it gives nearly every answer one and the same score, whoever wrote it",
     ),
     Rule(
-        "judge drift", _falling, 0.0, True,
+        "judge drift", _falling, 0.01, True,
         "it agrees with people's rankings less than M1 did, beyond both intervals",
     ),
     Rule(
