@@ -95,9 +95,11 @@ def compare_scores(
     temperature: float,
     top_p: float,
     max_new_tokens: int,
+    expected: bool = False,
 ) -> list[Row]:
     """Scores both answers of items `{id, prompt, ours, theirs}` k times, each by itself; the higher
-    mean wins. For a judge that has learnt to score, and not to compare.
+    mean wins. For a judge that has learnt to score, and not to compare. The rest is as in
+    `judge_responses`.
 
     Returns rows `{id, ours_score, theirs_score, outcome}`; None where an answer has no score.
     """
@@ -115,6 +117,7 @@ def compare_scores(
         temperature=temperature,
         top_p=top_p,
         max_new_tokens=max_new_tokens,
+        expected=expected,
     )
     judged = by_response(judgements)
     means = {name: mean_score(row["score"] for row in rows) for name, rows in judged.items()}

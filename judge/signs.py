@@ -42,7 +42,7 @@ def signs(groups: Sequence[Answers], high: float, level: float = 0.95) -> dict[s
     """
     tallies = {name: [tally(group) for group in groups] for name, tally in TALLIES.items()}
     full = [
-        (float(sum(score == high for score in scored)), float(len(scored)))
+        (float(sum(round(score) == round(high) for score in scored)), float(len(scored)))
         for scored in map(_scored, groups)
     ]
     counts = Counter(round(score) for group in groups for score in _scored(group))

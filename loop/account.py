@@ -16,12 +16,12 @@ def read_evaluation(run: Run, name: str) -> Row:
     was taught by them), how it finds itself beside its predecessor (`progress`, in a run
     until-plateau), and what its stages counted (`counts`).
     """
-    stages = run.stages(name)
-    evaluation = _json(run, f"{name}/eval.json")
+    evaluation: Row = read_json(run.read(f"{name}/eval.json"))
     for part, file in PARTS.items():
-        if file in stages:
-            evaluation[part] = _json(run, f"{name}/{file}")
-    counts = {stage: run.counts(f"{name}/{stage}") for stage in stages}
+        if run.has(f"{name}/{file}"):
+            evaluation[part] = read_json(run.read(f"{name}/{file}"))
+    finished = [stage for stage in run.stages(name) if run.has(f"{name}/{stage}")]
+    counts = {stage: run.counts(f"{name}/{stage}") for stage in finished}
     return evaluation | {"counts": {stage: found for stage, found in counts.items() if found}}
 
 
@@ -58,12 +58,6 @@ def read_seconds(run: Run, name: str) -> dict[str, float]:
     return seconds
 
 
-def _json(run: Run, path: str) -> Row:
-    found: Row = read_json((run.root / path).read_bytes())
-    return found
-
-
 def _rows(run: Run, path: str) -> list[Row]:
     """The rows of a stage; none where it was not made."""
-    folder, _, file = path.rpartition("/")
-    return read_jsonl((run.root / path).read_bytes()) if file in run.stages(folder) else []
+    return read_jsonl(run.read(path)) if run.has(path) else []

@@ -31,7 +31,7 @@ def by_judge(run: FinishedRun, complete: Complete, way: str) -> Compare:
         greedy = how.decoding | {"temperature": 0.0}
         return lambda items: compare_responses(complete, items, seed=seed, **greedy)
     rubric = load_rubric(how.rubric)
-    return lambda items: compare_scores(complete, rubric, items, k=how.k, seed=seed, **how.decoding)
+    return lambda items: compare_scores(complete, rubric, items, k=how.k, seed=seed, **how.asking)
 
 
 def judged(run: FinishedRun, ours: str, theirs: str, compare: Compare) -> tuple[Row, list[Row]]:

@@ -20,7 +20,7 @@ from loop import axes, health
 from loop.account import PARTS, read_evaluation
 from loop.axes import CANARY_PROMPTS, GREEDY, SAMPLED
 from loop.files import read_jsonl
-from loop.models import BASELINE, FIRST, Models
+from loop.models import BASELINE, Models
 from loop.rows import Row
 from loop.run import Run
 from loop.settings import Settings
@@ -46,7 +46,7 @@ class Evaluation:
         self.prompts = seed.held_out[: settings.evaluation.instructions]
         self.ranked = seed.ranked[: settings.evaluation.ranked]
         self.ended = False
-        self._measured: list[str] = []
+        self._measured: list[str] = []  # M1 and what came of it
         self._said: list[health.Finding] = []
 
     def measure(
@@ -160,13 +160,13 @@ class Evaluation:
         """What a run until-plateau goes by on the axis of following: the newest judge's scores of
         its own answers and of its predecessor's. The truth has no part in it.
         """
-        if not self.settings.until_plateau or before is None or name == FIRST:
+        if not self.settings.until_plateau or before is None or not self._measured:
             return
         how, items = self.settings.judging, self._beside(answers, before)
         rows = self.run.rows(
             f"{name}/eval_duels.jsonl",
             lambda: compare_scores(
-                complete, self.rubric, items, k=how.k, seed=self.settings.seed, **how.decoding
+                complete, self.rubric, items, k=how.k, seed=self.settings.seed, **how.asking
             ),
             f"{name} against {before}, by its own scores",
         )
@@ -178,19 +178,20 @@ class Evaluation:
 
     def _drift(self, name: str) -> list[Row]:
         """Free samples with their log-probabilities by the model and by M1; none by M1 itself."""
-        if not self.settings.evaluation.drift or name in (BASELINE, FIRST):
+        if not self.settings.evaluation.drift or not self._measured:
             return []
-        root, prompts = self.run.root, self.prompts[: self.settings.evaluation.drift]
+        root, first = self.run.root, self._measured[0]
+        prompts = self.prompts[: self.settings.evaluation.drift]
         longest, seed = self.settings.responses.max_new_tokens, self.settings.seed
         return self.run.rows(
             f"{name}/eval_drift.jsonl",
-            lambda: self.models.drift(root / name, root / FIRST, prompts, longest, seed),
-            f"{name}: how far from {FIRST}",
+            lambda: self.models.drift(root / name, root / first, prompts, longest, seed),
+            f"{name}: how far from {first}",
         )
 
     def _take_note(self, name: str, before: str | None) -> None:
         """Says what is newly found to be wrong, and decides whether the run goes on."""
-        if before and "judgements.jsonl" in self.run.stages(before):
+        if before and self.run.has(f"{before}/judgements.jsonl"):
             self.run.json(
                 f"{before}/{PARTS['own_scores']}",
                 lambda: self._own_scores(before),
@@ -219,4 +220,4 @@ class Evaluation:
         return signs(groups, self.rubric.high, self.level)
 
     def _read(self, name: str, file: str) -> list[Row]:
-        return read_jsonl((self.run.root / name / file).read_bytes())
+        return read_jsonl(self.run.read(f"{name}/{file}"))

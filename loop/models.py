@@ -21,7 +21,6 @@ from loop.settings import Settings
 from sampling import Completer, Completion
 
 BASELINE = "M1-baseline"  # SFT on seed answers alone; it judges where the seed has no judgements
-FIRST = "M1"  # the one that all later ones come from
 Example = tuple[str, str]  # a prompt and the response to be learnt
 Metrics = dict[str, float]
 
