@@ -50,11 +50,14 @@ def said(text):
 class Watched:
     """Stands for the models: whose drift from whom was asked for."""
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self, root):
+        self.root, self.asked = root, []
+
+    def named(self, path):
+        return path.relative_to(self.root).as_posix()
 
     def drift(self, path, before, prompts, longest, seed):
-        self.asked.append((path.name, before.name, len(prompts)))
+        self.asked.append((self.named(path), self.named(before), len(prompts)))
         pairs = enumerate(prompts)
         return [{"id": p["id"], "logp": -2.0, "logp_before": -3.0 - i} for i, p in pairs]
 
@@ -72,7 +75,7 @@ def measuring(directory, alone, models, until_plateau=False, truth=None, drift=4
         judging=Judging(rubric="additive_short", k=2),
     )
     seed = Seed(ift=[], eft=[], ranked=RANKED, held_out=PROMPTS, eft_ranked=[])
-    watched, found, before = Watched(), {}, None
+    watched, found, before = Watched(directory), {}, None
     with Run.open(directory, settings.identity(), alone, may_change=["until_plateau"]) as run:
         rubric = load_rubric("additive_short")
         evaluation = Evaluation(run, settings, watched, seed, rubric)
@@ -106,6 +109,16 @@ def test_every_part_of_an_evaluation_is_written(tmp_path, alone):
     assert second["answers"]["kl_to_m1"] == pytest.approx(1 + 1.5)
     own = json.loads((tmp_path / "M1/own_scores.json").read_bytes())
     assert own["full_score"] == 0.5 and not (tmp_path / "M2/own_scores.json").exists()
+
+
+def test_an_arm_with_an_m1_of_its_own_is_compared_with_that(tmp_path, alone):
+    """And a baseline is nobody's first model."""
+    models = {"M1-baseline": Fake(1), "arm/M1": Fake(2), "arm/M2": Fake(2)}
+    found, _, watched = measuring(tmp_path, alone, models, until_plateau=True, truth=truth)
+    assert watched.asked == [("arm/M2", "arm/M1", 4)]
+    assert "gain_vs_previous" in found["arm/M1"]["judging"]  # on the baseline
+    assert not (tmp_path / "arm/M1/progress.json").exists()
+    assert (tmp_path / "arm/M2/progress.json").exists()
 
 
 def test_without_truth_the_judge_compares_in_both_orders(tmp_path, alone):
