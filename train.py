@@ -35,20 +35,22 @@ class SelfRewarding:
         self.rubric = load_rubric(settings.judging.rubric)
         self.meta = MetaRewarding(run, settings.meta, self.rubric)
         self.choice = Choice(run, settings, models, given.seed.validation, self.rubric)
-        self.evaluation = Evaluation(run, settings, given.seed, self.rubric)
+        self.evaluation = Evaluation(run, settings, models, given.seed, self.rubric)
         if settings.judging.practice and not given.seed.eft_ranked:
             raise ValueError("no eft_ranked.jsonl to practise on: add it, or judging.practice=0")
         self.first = 1 if given.seed.eft else 0  # 0: SFT on IFT alone, to make the EFT rows
 
-    def train(self) -> None:
-        """(SFT baseline →) M1 → M2 → … → MN, each measured on both axes."""
+    def train(self) -> int:
+        """(SFT baseline →) M1 → M2 → … → MN, each measured on both axes; returns N."""
         for t in range(self.first, 2):
             examples = self.seed_examples(t)
             self.models.sft(self.name(t), self.given.model, examples, self.settings.sft)
             self.evaluate(t)
-        for t in range(1, self.settings.iterations):
+        while t < self.settings.iterations and not self.evaluation.ended:
             self.improve(t)
-            self.evaluate(t + 1)
+            t += 1
+            self.evaluate(t)
+        return t
 
     def improve(self, t: int) -> None:
         """M_t+1: M_t trained on what it wrote, answered and judged itself."""

@@ -17,7 +17,9 @@ class Branch(Run):
     """
 
     def __init__(self, run: Run, label: str, own: Collection[str]) -> None:
-        self.run, self.label, self.own = run, label, own
+        self.run, self.label, self.own = run, label, set(own)
+        if "judgements.jsonl" in own:  # what is told of them
+            self.own.add("own_scores.json")
         self.root, self.group = run.root, run.group
 
     def place(self, path: str) -> str:
@@ -55,6 +57,10 @@ class Branch(Run):
     def has(self, path: str) -> bool:
         """As `Run.has`."""
         return self.run.has(self.place(path))
+
+    def read(self, path: str) -> bytes:
+        """As `Run.read`."""
+        return self.run.read(self.place(path))
 
     def counts(self, path: str) -> Row:
         """As `Run.counts`."""

@@ -15,7 +15,7 @@ from dpo.losses import (
     simpo_loss,
 )
 from dpo.settings import TrainSettings
-from dpo.trainer import pair_logps, train_dpo, train_sft
+from dpo.trainer import pair_logps, row_logps, train_dpo, train_sft
 
 __all__ = [
     "Pair",
@@ -31,6 +31,7 @@ __all__ = [
     "pair_logps",
     "response_logps",
     "robust_dpo_loss",
+    "row_logps",
     "sft_loss",
     "simpo_loss",
     "train_dpo",

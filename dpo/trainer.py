@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch.distributed.fsdp import FSDPModule
 
 from dpo.batches import Dealer, micro_batches
@@ -97,6 +98,19 @@ def pair_logps(model: Llama, pairs: Sequence[Pair], micro_tokens: int, group: Gr
     line = partial(pair_line, longest=model.config.max_seq_len)
     dealer = Dealer(pairs, line, batch_size=len(pairs), seed=0)
     return _reference(model, dealer, micro_tokens, "", group, directory=None)
+
+
+def row_logps(model: Llama, rows: Sequence[Row], micro_tokens: int, group: Group) -> list[float]:
+    """Summed log-probability in nats, in fp32, of the response tokens of each row; no dropout."""
+    model.eval()
+    lines = [row_line(row, i, model.config.max_seq_len) for i, row in enumerate(rows)]
+    known: list[tuple[int, float]] = []
+    with torch.no_grad():
+        micros = micro_batches(lines, micro_tokens, group.world_size)
+        for mine in micros[group.rank :: group.world_size]:
+            logps = forward_logps(model, mine, group.device).tolist()
+            known += [(line.index, logp) for line, logp in zip(mine, logps)]
+    return [logp for _, logp in sorted(group.gather_rows(known))]
 
 
 def _reshard(model: Llama) -> None:

@@ -2,9 +2,10 @@
 
 from judge import metrics
 from judge.canaries import canary_items, canary_scores
-from judge.compare import compare_responses, parse_choice
+from judge.compare import compare_responses, compare_scores, parse_choice
 from judge.complete import Complete, Completion
 from judge.eft import agreeing, make_eft, rebalance
+from judge.length import length_controlled
 from judge.pairs import answer_pairs
 from judge.ranked import ranked_items, ranked_sets
 from judge.rubric import Rubric, load_rubric
@@ -19,7 +20,9 @@ __all__ = [
     "canary_items",
     "canary_scores",
     "compare_responses",
+    "compare_scores",
     "judge_responses",
+    "length_controlled",
     "load_rubric",
     "make_eft",
     "mean_score",

@@ -2,7 +2,7 @@
 
 # N units (instructions), R resamples, C columns; every two columns are a tally: sum and count
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,23 @@ def bootstrap_interval(
     if not tallies_N2[:, 1].any():
         return None
     return _percentiles(_ratios(_resampled_sums(tallies_N2, seed)), level)
+
+
+def means(
+    tallies: Mapping[str, Sequence[tuple[float, float]]], seed: int = 0, level: float = 0.95
+) -> dict[str, float | list[float] | None]:
+    """Each tally's mean under its name, and its interval under `…_ci`; both None if nothing was
+    counted. All are of the same N units and are resampled by the same draws.
+    """
+    report: dict[str, float | list[float] | None] = {}
+    columns = [_tallies(tally) for tally in tallies.values()]
+    counted = [bool(len(column)) and bool(column[:, 1].any()) for column in columns]
+    sums_RC = _resampled_sums(np.hstack(columns), seed) if any(counted) else np.zeros((0, 0))
+    for i, (name, known) in enumerate(zip(tallies, counted)):
+        report[name] = ratio(columns[i]) if known else None
+        sums_R2 = sums_RC[:, 2 * i : 2 * i + 2]
+        report[f"{name}_ci"] = list(_percentiles(_ratios(sums_R2), level)) if known else None
+    return report
 
 
 def paired_bootstrap(

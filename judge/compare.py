@@ -1,12 +1,14 @@
-"""Lets a judge choose between two answers, shown in both orders. Knows no model."""
+"""Lets a judge choose between two answers, shown in both orders, or score both. Knows no model."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from judge.complete import Complete, Row
-from judge.metrics import Choice, outcome
-from judge.rubric import PROMPTS, fill, read_template, require_places
+from judge.metrics import Choice, Outcome, outcome
+from judge.ranked import by_response
+from judge.rubric import PROMPTS, Rubric, fill, read_template, require_places
+from judge.score import judge_responses, mean_score
 
 VERDICT = re.compile(r"[\s*_`]*better[*_`]*\s*:[\s*_`]*(a|b|neither)[\s*_`.]*", re.I | re.A)
 CHOICES: dict[str, Choice] = {"a": "A", "b": "B", "neither": "tie"}
@@ -81,3 +83,56 @@ def compare_responses(
         }
         for i, item in enumerate(items)
     ]
+
+
+def compare_scores(
+    complete: Complete,
+    rubric: Rubric,
+    items: Sequence[Row],
+    *,
+    k: int,
+    seed: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    expected: bool = False,
+) -> list[Row]:
+    """Scores both answers of items `{id, prompt, ours, theirs}` k times, each by itself; the higher
+    mean wins. For a judge that has learnt to score, and not to compare. The rest is as in
+    `judge_responses`.
+
+    Returns rows `{id, ours_score, theirs_score, outcome}`; None where an answer has no score.
+    """
+    shown = [
+        {"id": f"{item['id']}.{side}", "prompt": item["prompt"], "response": item[side]}
+        for item in items
+        for side in ("ours", "theirs")
+    ]
+    judgements = judge_responses(
+        complete,
+        rubric,
+        shown,
+        k=k,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        expected=expected,
+    )
+    judged = by_response(judgements)
+    means = {name: mean_score(row["score"] for row in rows) for name, rows in judged.items()}
+    rows = []
+    for item in items:
+        ours, theirs = means[f"{item['id']}.ours"], means[f"{item['id']}.theirs"]
+        found = outcome_of_scores(ours, theirs)
+        row = {"id": item["id"], "ours_score": ours, "theirs_score": theirs, "outcome": found}
+        rows.append(row)
+    return rows
+
+
+def outcome_of_scores(ours: float | None, theirs: float | None) -> Outcome | None:
+    """None if either is missing. Scores that differ in the last bit are the same mean."""
+    if ours is None or theirs is None:
+        return None
+    gap = round(ours - theirs, 9)
+    return "win" if gap > 0 else "loss" if gap < 0 else "tie"

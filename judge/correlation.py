@@ -1,6 +1,7 @@
 """Spearman's ρ and Kendall's τ-b of two short lists. Knows nothing of judges."""
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -22,7 +23,8 @@ def tau(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 def _shared_ranks(values: Sequence[float]) -> list[float]:
     """Ranks from 1 upwards; equal values share the mean of their places."""
-    return [sum(v < x for v in values) + (sum(v == x for v in values) + 1) / 2 for x in values]
+    ordered = sorted(values)
+    return [(bisect_left(ordered, x) + bisect_right(ordered, x) + 1) / 2 for x in values]
 
 
 def _dot(first: Sequence[float], second: Sequence[float]) -> float:

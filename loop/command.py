@@ -4,7 +4,7 @@ of the loop.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -15,11 +15,14 @@ from llama.hf_tokenizer import require_our_chat_format
 from llama.layout import describe
 from llama.parallel import Group, PeerLost, start
 from llama.weights import read_checkpoint
-from loop.files import json_bytes, read_json
+from loop.account import Prompts, prompt_sets, read_evaluation, read_seconds
+from loop.files import json_bytes
+from loop.health import findings
 from loop.identity import CONFIG
 from loop.memory import advice, in_a_line, memory_of_a_rank, needs
 from loop.models import BASELINE, Models
 from loop.options import parse_arguments
+from loop.overlap import prompt_overlap
 from loop.page import render_page
 from loop.report import build_report, render_text
 from loop.rows import Row
@@ -37,11 +40,14 @@ class Given(Protocol):
     @property
     def model(self) -> Path: ...
 
+    @property
+    def seed(self) -> Prompts: ...
+
 
 class Trains(Protocol):
     """The loop itself."""
 
-    def train(self) -> None: ...
+    def train(self) -> int: ...
 
 
 G = TypeVar("G", bound=Given)
@@ -77,8 +83,8 @@ def _run(open_start: Open[G], begin: Begin[G], settings: Settings, group: Group)
         loop = begin(run, settings, given, Models(run, settings, group))
         _tell_layout(run, settings, given.model, group)
         with stoppable(run.say, "stopped; what is finished is kept: the same command goes on"):
-            loop.train()
-        publish_report(run, settings.iterations)
+            last = loop.train()
+        publish_report(run, last, given.seed)
         run.say(f"complete: everything lies in {run.root}, report.html to begin with")
 
 
@@ -139,33 +145,20 @@ def check_writer(settings: Settings) -> None:
             ) from None
 
 
-def publish_report(run: Run, iterations: int) -> Row:
-    """Writes report.json and report.html of the finished models, prints the table; returns the
+def publish_report(run: Run, last: int, seed: Prompts) -> Row:
+    """Writes report.json and report.html of the models up to M`last`, prints the table; returns the
     report.
     """
-    names = [f"M{t}" for t in range(1, iterations + 1)]
+    names = [f"M{t}" for t in range(1, last + 1)]
     if run.stages(BASELINE):
         names = [BASELINE, *names]
-    report = build_report({name: _evaluation(run, name) for name in names})
+    evaluations = {
+        name: read_evaluation(run, name) | {"seconds": read_seconds(run, name)} for name in names
+    }
+    found = findings({name: row for name, row in evaluations.items() if name != BASELINE})
+    overlap = prompt_overlap(prompt_sets(run, names, seed), near="IFT")
+    report = build_report(evaluations, [asdict(finding) for finding in found], overlap)
     run.publish("report.json", json_bytes(report))
     run.publish("report.html", render_page(report, f"Self-rewarding run {run.root.name}").encode())
     run.say("\n" + render_text(report))
     return report
-
-
-def _evaluation(run: Run, name: str) -> Row:
-    """Both axes of a model, what was counted while it made its successor, and what all that
-    took.
-    """
-    stages = run.stages(name)
-    counts = {
-        stage: run.counts(f"{name}/{stage}") for stage in stages if run.counts(f"{name}/{stage}")
-    }
-    seconds = {"training": run.seconds(name)}
-    seconds |= {stage.partition(".")[0]: run.seconds(f"{name}/{stage}") for stage in stages}
-    if chosen := run.stages(f"{name}.choice"):  # then the training is a stage of its own
-        seconds["training"] += run.seconds(f"{name}.steps")
-        seconds["choosing"] = run.seconds(f"{name}.choice/choice.json")
-        assert "choice.json" in chosen, chosen
-    evaluation: Row = read_json((run.root / name / "eval.json").read_bytes())
-    return evaluation | {"counts": counts, "seconds": seconds}

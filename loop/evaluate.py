@@ -6,19 +6,21 @@ else.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
 
 from judge import (
     Rubric,
     canary_items,
-    canary_scores,
     compare_responses,
+    compare_scores,
     judge_responses,
-    metrics,
     ranked_items,
-    ranked_sets,
 )
+from judge.signs import response_groups, signs
+from loop import axes, health
+from loop.account import PARTS, read_evaluation
+from loop.axes import CANARY_PROMPTS, GREEDY, SAMPLED
 from loop.files import read_jsonl
+from loop.models import BASELINE, Models
 from loop.rows import Row
 from loop.run import Run
 from loop.settings import Settings
@@ -27,17 +29,25 @@ from seed.read import Seed
 
 Truth = Callable[[str, str], Mapping[str, bool] | None]  # the criteria that a response meets
 
-SAMPLED, GREEDY = "sampled", "greedy"
-CANARY_PROMPTS = 16
+TAUGHT = ("own_scores", "counts")  # known of a model once it has taught the next
 
 
 class Evaluation:
-    """The held-out data of a run, and what each of its models makes of them."""
+    """The held-out data of a run, and what each of its models makes of them.
 
-    def __init__(self, run: Run, settings: Settings, seed: Seed, rubric: Rubric) -> None:
-        self.run, self.settings, self.rubric = run, settings, rubric
+    `ended`: whether a run until-plateau has come to its end.
+    """
+
+    def __init__(
+        self, run: Run, settings: Settings, models: Models, seed: Seed, rubric: Rubric
+    ) -> None:
+        self.run, self.settings, self.models, self.rubric = run, settings, models, rubric
+        self.level = settings.evaluation.level
         self.prompts = seed.held_out[: settings.evaluation.instructions]
         self.ranked = seed.ranked[: settings.evaluation.ranked]
+        self.ended = False
+        self._measured: list[str] = []  # M1 and what came of it
+        self._said: list[health.Finding] = []
 
     def measure(
         self, name: str, before: str | None, complete: Complete, truth: Truth | None
@@ -48,7 +58,6 @@ class Evaluation:
         truth: None where no program knows it; then the model, as a judge, compares its answers with
         its predecessor's.
         """
-        level = self.settings.evaluation.level
         answers = self.run.rows(
             f"{name}/eval_answers.jsonl",
             lambda: self._answers(complete, truth),
@@ -59,23 +68,43 @@ class Evaluation:
             lambda: self._judgements(complete),
             f"{name}: held-out ranked answers",
         )
-        theirs = None if before is None else self._answers_of(before)
-        axis = following(answers, theirs, level)
-        if truth is None and theirs is not None:
+        compared: list[Row] = []
+        if truth is None and before is not None:
             compared = self.run.rows(
                 f"{name}/eval_compared.jsonl",
-                lambda: self._compared(complete, answers, theirs),
+                lambda: self._compared(complete, answers, before),
                 f"{name} against {before}",
             )
-            axis |= win_rate(compared, level)
-        return self.run.json(
+        self._progress(name, before, complete, answers)
+        drift = self._drift(name)
+        evaluation = self.run.json(
             f"{name}/eval.json",
-            lambda: {
-                "instruction_following": axis,
-                "judging": judging(self.ranked, judgements, level),
-            },
+            lambda: self._numbers(before, answers, judgements, compared, drift),
             f"{name}: both axes",
         )
+        self._take_note(name, before)
+        return evaluation
+
+    def _numbers(
+        self,
+        before: str | None,
+        answers: Sequence[Row],
+        judgements: Sequence[Row],
+        compared: Sequence[Row],
+        drift: Sequence[Row],
+    ) -> Row:
+        theirs = self._read(before, "eval_answers.jsonl") if before else None
+        following = axes.following(answers, theirs, self.level)
+        if compared and before:
+            items = self._beside(answers, before)
+            following |= axes.head_to_head("win_rate_vs_previous", compared, items, self.level)
+        judged = self._read(before, "eval_judgements.jsonl") if before else None
+        return {
+            "instruction_following": following,
+            "judging": axes.judging(self.ranked, judgements, judged, self.level),
+            "answers": axes.answer_signs(answers, drift, self.level),
+            "scores": axes.score_signs(self.ranked, judgements, self.rubric.high, self.level),
+        }
 
     def _answers(self, complete: Complete, truth: Truth | None) -> list[Row]:
         """`samples` sampled answers to each prompt and a greedy one; beside each, what the truth
@@ -114,109 +143,81 @@ class Evaluation:
             **self.settings.judging.asking,
         )
 
-    def _answers_of(self, name: str) -> list[Row]:
-        return read_jsonl((self.run.root / name / "eval_answers.jsonl").read_bytes())
-
-    def _compared(
-        self, complete: Complete, ours: Sequence[Row], theirs: Sequence[Row]
-    ) -> list[Row]:
+    def _compared(self, complete: Complete, ours: Sequence[Row], before: str) -> list[Row]:
         """Both models' greedy answers, each pair shown to the judge in both orders."""
-        ours_of, theirs_of = (
-            {row["prompt_id"]: row["text"] for row in rows if row["mode"] == GREEDY}
-            for rows in (ours, theirs)
-        )
-        items = [
-            {
-                "id": row["id"],
-                "prompt": row["prompt"],
-                "ours": ours_of[row["id"]],
-                "theirs": theirs_of[row["id"]],
-            }
-            for row in self.prompts
-        ]
         how = self.settings.judging.decoding | {"temperature": 0.0}
+        items = self._beside(ours, before)
         return compare_responses(complete, items, seed=self.settings.seed, **how)
 
+    def _beside(self, ours: Sequence[Row], before: str) -> list[Row]:
+        """Items `{id, prompt, ours, theirs}` of both models' greedy answers."""
+        theirs = self._read(before, "eval_answers.jsonl")
+        return axes.side_by_side(self.prompts, axes.greedy_texts(ours), axes.greedy_texts(theirs))
 
-def following(answers: Sequence[Row], before: Sequence[Row] | None, level: float) -> Row:
-    """The axis of following instructions, from the answers of a model and of the one before it.
+    def _progress(
+        self, name: str, before: str | None, complete: Complete, answers: Sequence[Row]
+    ) -> None:
+        """What a run until-plateau goes by on the axis of following: the newest judge's scores of
+        its own answers and of its predecessor's. The truth has no part in it.
+        """
+        if not self.settings.until_plateau or before is None or not self._measured:
+            return
+        how, items = self.settings.judging, self._beside(answers, before)
+        rows = self.run.rows(
+            f"{name}/eval_duels.jsonl",
+            lambda: compare_scores(
+                complete, self.rubric, items, k=how.k, seed=self.settings.seed, **how.asking
+            ),
+            f"{name} against {before}, by its own scores",
+        )
+        self.run.json(
+            f"{name}/{PARTS['progress']}",
+            lambda: axes.head_to_head("judged_win_rate", rows, items, self.level),
+            f"{name}: progress",
+        )
 
-    The unit of every interval is the prompt. Without truth only lengths can be told.
-    """
-    sampled = [row for row in answers if row["mode"] == SAMPLED]
-    report: Row = {
-        "mean_tokens": fmean(row["token_count"] for row in sampled),
-        "finished": fmean(row["finished"] for row in sampled),
-    }
-    if answers[0]["points"] is None:
-        return report
-    report |= _mean("truth_score", _tallies(answers, SAMPLED, _total), level)
-    report |= _mean("truth_perfect", _tallies(answers, SAMPLED, _perfect), level)
-    report |= _mean("greedy_perfect", _tallies(answers, GREEDY, _perfect), level)
-    if before is not None:
-        report |= _mean("win_rate_vs_previous", _wins(answers, before), level)
-    report["criteria"] = {
-        name: fmean(row["points"][name] for row in sampled) for name in sampled[0]["points"]
-    }
-    return report
+    def _drift(self, name: str) -> list[Row]:
+        """Free samples with their log-probabilities by the model and by M1; none by M1 itself."""
+        if not self.settings.evaluation.drift or not self._measured:
+            return []
+        root, first = self.run.root, self._measured[0]
+        prompts = self.prompts[: self.settings.evaluation.drift]
+        longest, seed = self.settings.responses.max_new_tokens, self.settings.seed
+        return self.run.rows(
+            f"{name}/eval_drift.jsonl",
+            lambda: self.models.drift(root / name, root / first, prompts, longest, seed),
+            f"{name}: how far from {first}",
+        )
 
+    def _take_note(self, name: str, before: str | None) -> None:
+        """Says what is newly found to be wrong, and decides whether the run goes on."""
+        if before and self.run.has(f"{before}/judgements.jsonl"):
+            self.run.json(
+                f"{before}/{PARTS['own_scores']}",
+                lambda: self._own_scores(before),
+                f"{before}: how it scored its own answers",
+            )
+        if name == BASELINE:
+            return
+        self._measured.append(name)
+        evaluations = {name: read_evaluation(self.run, name) for name in self._measured}
+        for later in TAUGHT:  # in a run that is taken up again it may lie there already
+            evaluations[name].pop(later, None)
+        found = health.findings(evaluations)
+        for finding in found:
+            if finding not in self._said:
+                self.run.say(f"health: {finding.line}")
+        self._said = found
+        if self.settings.until_plateau and (why := health.ending(evaluations, found)):
+            self.run.say(f"until-plateau: {why}; {name} is the last model")
+            self.ended = True
 
-def judging(ranked: Sequence[Row], judgements: Sequence[Row], level: float) -> Row:
-    """The axis of judging: the five metrics with their intervals, and how the canaries were
-    scored.
-    """
-    report: Row = dict(metrics.summary(ranked_sets(ranked, judgements), level=level))
-    report["canaries"] = canary_scores(ranked[:CANARY_PROMPTS], judgements)
-    scores = [row["score"] for row in judgements if row["score"] is not None]
-    report["mean_score"] = fmean(scores) if scores else None
-    return report
+    def _own_scores(self, name: str) -> Row:
+        """What the scores look like that the next model was taught by."""
+        groups = response_groups(
+            self._read(name, "responses.jsonl"), self._read(name, "judgements.jsonl")
+        )
+        return signs(groups, self.rubric.high, self.level)
 
-
-def win_rate(comparisons: Sequence[Row], level: float) -> Row:
-    """Wins and half the ties among the comparisons that were read, with counts."""
-    worth = {"win": 1.0, "tie": 0.5, "loss": 0.0}
-    read = [row["outcome"] for row in comparisons if row["outcome"] is not None]
-    counts = {name: read.count(name) for name in worth} | {"unread": len(comparisons) - len(read)}
-    tallies = [(worth[outcome], 1.0) for outcome in read]
-    return _mean("win_rate_vs_previous", tallies, level) | {"head_to_head": counts}
-
-
-def _total(row: Row) -> float:
-    return float(sum(row["points"].values()))
-
-
-def _perfect(row: Row) -> float:
-    return float(all(row["points"].values()))
-
-
-def _tallies(
-    answers: Sequence[Row], mode: str, measure: Callable[[Row], float]
-) -> list[tuple[float, float]]:
-    """Sum and count of a measure, per prompt."""
-    groups: dict[str, list[float]] = {}
-    for row in answers:
-        if row["mode"] == mode:
-            groups.setdefault(row["prompt_id"], []).append(measure(row))
-    return [(sum(values), float(len(values))) for values in groups.values()]
-
-
-def _wins(answers: Sequence[Row], before: Sequence[Row]) -> list[tuple[float, float]]:
-    """Per prompt: of the k-th samples of both, how often ours has more points; a tie is half a
-    win.
-    """
-    theirs = {row["id"]: _total(row) for row in before}
-    return _tallies(
-        answers,
-        SAMPLED,
-        lambda row: (
-            0.5 + 0.5 * ((_total(row) > theirs[row["id"]]) - (_total(row) < theirs[row["id"]]))
-        ),
-    )
-
-
-def _mean(name: str, tallies: Sequence[tuple[float, float]], level: float) -> Row:
-    interval = metrics.bootstrap_interval(tallies, seed=0, level=level)
-    if interval is None:
-        return {name: None, f"{name}_ci": None}
-    value = sum(total for total, _ in tallies) / sum(count for _, count in tallies)
-    return {name: value, f"{name}_ci": list(interval)}
+    def _read(self, name: str, file: str) -> list[Row]:
+        return read_jsonl(self.run.read(f"{name}/{file}"))

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from dpo import Pair, Row, TrainSettings, forget, pair_logps, train_dpo, train_sft
+from dpo import Pair, Row, TrainSettings, forget, pair_logps, row_logps, train_dpo, train_sft
 from dpo.lines import pair_line
 from dpo.reference import Reference
-from llama import Llama, Tokenizer, encode_example, load, load_sharded, save
+from llama import Llama, Tokenizer, encode_example, encode_prompt, load, load_sharded, save
 from llama.parallel import Group
 from loop.run import Run
 from loop.settings import Settings
@@ -90,6 +90,35 @@ class Models:
         rows = [_pair(model, tokenizer, row) for row in pairs]
         return pair_logps(model, rows, self.settings.dpo.micro_tokens, self.group)
 
+    def drift(
+        self,
+        path: Path,
+        before: Path,
+        prompts: Sequence[Mapping[str, Any]],
+        max_new_tokens: int,
+        seed: int,
+    ) -> list[dict[str, Any]]:
+        """One free sample to each prompt by the model of `path`: temperature 1, no token left out.
+
+        Returns rows `{id, token_count, logp, logp_before}`, summed log-probabilities in nats by it
+        and by the model of `before`. The mean of their difference estimates KL(path ‖ before).
+        """
+        texts, ids = [row["prompt"] for row in prompts], [row["id"] for row in prompts]
+        free: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "n": 1, "seed": seed}
+        speaker = self.speaking(path)
+        said = speaker(
+            texts, ids=ids, max_new_tokens=max_new_tokens, description="drifting", **free
+        )
+        rows = [_said(speaker.tokenizer, text, one) for text, (one,) in zip(texts, said)]
+        size, logps = self.settings.dpo.micro_tokens, []
+        for which in (path, before):
+            model, _ = self._trainable(which)
+            logps.append(row_logps(model, rows, size, self.group))
+        return [
+            {"id": name, "token_count": sum(row.is_response), "logp": ours, "logp_before": theirs}
+            for name, row, ours, theirs in zip(ids, rows, *logps)
+        ]
+
     def speaking(self, path: Path) -> Completer:
         """The model of `path` in its sampling form; whichever was in memory before leaves it."""
         if self._speaking is None or self._speaking[0] != path:
@@ -155,6 +184,13 @@ def _keeper(
             save(model, tokenizer, out / f"step-{step}")
 
     return keep
+
+
+def _said(tokenizer: Tokenizer, prompt: str, made: Completion) -> Row:
+    """The very tokens that were sampled: encoded anew, their text might have others."""
+    asked = encode_prompt(tokenizer, prompt)
+    ids = [*made.token_ids, *([tokenizer.eos_id] if made.finished else [])]
+    return Row([*asked, *ids], [False] * len(asked) + [True] * len(ids))
 
 
 def _pair(model: Llama, tokenizer: Tokenizer, row: Mapping[str, Any]) -> Pair:

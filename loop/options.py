@@ -17,8 +17,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from loop.settings import Settings
+from loop.settings import UNTIL_PLATEAU, Settings
 
+PLATEAU = "until-plateau"
 PRESETS = Path(__file__).parent / "presets"
 Tree = dict[str, Any]
 Sources = dict[str, str]  # dotted key → where its value was given
@@ -37,6 +38,8 @@ def parse_arguments(argv: Sequence[str]) -> Settings:
         raise ValueError(f"unknown flag {unknown[0]}{_nearest(unknown[0].split('=')[0], names)}")
     given = vars(flags)
     writer = given.pop("prompt_model")
+    if given["iterations"] == PLATEAU:
+        given |= {"iterations": UNTIL_PLATEAU, "until_plateau": True}
     config_path, assignments = given.pop("config"), given.pop("set")
     config = read_toml(Path(config_path)) if config_path else {}
     preset, file_preset = given.pop("preset"), config.pop("preset", "world")
@@ -156,6 +159,13 @@ def _nearest(name: str, names: Sequence[str], prefix: str = "") -> str:
     return f"; expected one of {', '.join(names)}"
 
 
+def _iterations(text: str) -> int | str:
+    return text if text == PLATEAU else int(text)
+
+
+_iterations.__name__ = "number"  # what argparse calls it in a complaint
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see --help")
@@ -184,7 +194,9 @@ def _parser() -> _Parser:
         "--prompt-model", metavar="DIR", help="writes the new prompts, in all iterations"
     )
     parser.add_argument("--seed-data", metavar="DIR", help="ift, eft, ranked and held_out .jsonl")
-    parser.add_argument("--iterations", metavar="N", type=int, help="models to make: M1 … MN")
+    parser.add_argument(
+        "--iterations", metavar="N", type=_iterations, help="M1 … MN; or: until-plateau"
+    )
     parser.add_argument("--seed", metavar="S", type=int)
     parser.add_argument(
         "--set",

@@ -30,29 +30,70 @@ MEASURES = (
     Measure("judging", "kendall", "Kendall τ"),
     Measure("judging", "scored", "answers that got a score"),
 )
+# What else is measured: on the page, and in the terminal only where a health rule speaks of it.
+SIGNS = (
+    Measure("instruction_following", "lc_win_rate_vs_previous", "wins, at equal length"),
+    Measure("judging", "gain_vs_previous", "pairwise accuracy, gain on the model before"),
+    Measure("answers", "mean_words", "words"),
+    Measure("answers", "mean_tokens", "tokens"),
+    Measure("answers", "cut_off", "cut off"),
+    Measure("answers", "self_overlap", "ROUGE-L between answers to one prompt"),
+    Measure("answers", "distinct_1", "different words / words"),
+    Measure("answers", "distinct_2", "different word pairs / word pairs"),
+    Measure("answers", "kl_to_m1", "KL from M1, nats an answer"),
+    *(
+        Measure(part, key, label)
+        for part in ("scores", "own_scores")
+        for key, label in (
+            ("mean_score", "mean score"),
+            ("full_score", "share of full scores"),
+            ("commonest_score", "share of the commonest score"),
+            ("unparsed", "judgements without a score"),
+            ("tied_sets", "sets of answers all tied"),
+            ("tied_pairs", "pairs of answers tied"),
+            ("same_again", "K judgements: pairs that agree"),
+            ("spread", "K judgements: standard deviation"),
+            ("score_length", "Spearman ρ of score and length"),
+            *((("rank_length", "the same of people's order"),) if part == "scores" else ()),
+        )
+    ),
+    Measure("progress", "judged_win_rate", "wins over the model before, by its own scores"),
+    Measure("progress", "lc_judged_win_rate", "the same at equal length"),
+)
+PARTS = {
+    "answers": "Its sampled answers",
+    "scores": "Its scores of what people ranked",
+    "own_scores": "Its scores of its own answers, which taught the next model",
+    "progress": "What a run until-plateau goes by",
+}
 AXES = {"instruction_following": "Following instructions", "judging": "Judging answers"}
 
 
-def build_report(evaluations: Mapping[str, Mapping[str, Any]]) -> Tree:
+def build_report(
+    evaluations: Mapping[str, Mapping[str, Any]],
+    findings: Sequence[Mapping[str, Any]] = (),
+    overlap: Mapping[str, Any] | None = None,
+) -> Tree:
     """report.json from `{"M1": {"instruction_following": …, "judging": …, "counts", "seconds"},
-    …}`.
+    …}`; findings of `loop.health`, and what `loop.overlap` makes of the prompts.
 
     Each known measure is there, with its interval; what does not apply is None, not left out.
     """
-    return {"models": {name: _complete(evaluation) for name, evaluation in evaluations.items()}}
+    models = {name: _complete(evaluation) for name, evaluation in evaluations.items()}
+    return {"models": models, "health": [dict(row) for row in findings], "prompts": overlap}
 
 
 def _complete(evaluation: Mapping[str, Any]) -> Tree:
-    axes: Tree = {axis: {} for axis in AXES}
-    for measure in MEASURES:
-        axes[measure.axis] |= {measure.key: None, f"{measure.key}_ci": None}
-    found = {axis: axes[axis] | dict(evaluation.get(axis) or {}) for axis in AXES}
+    parts: Tree = {part: {} for part in (*AXES, *PARTS)}
+    for measure in (*MEASURES, *SIGNS):
+        parts[measure.axis] |= {measure.key: None, f"{measure.key}_ci": None}
+    found = {part: empty | dict(evaluation.get(part) or {}) for part, empty in parts.items()}
     return found | {key: dict(evaluation.get(key) or {}) for key in ("counts", "seconds")}
 
 
-def shown(report: Tree) -> list[Measure]:
+def shown(report: Tree, measures: Sequence[Measure] = MEASURES) -> list[Measure]:
     """The measures that at least one model of the report has a value for."""
-    return [measure for measure in MEASURES if any(v is not None for v in values(report, measure))]
+    return [measure for measure in measures if any(v is not None for v in values(report, measure))]
 
 
 def headline(report: Tree, axis: str) -> Measure | None:

@@ -133,6 +133,10 @@ class Run:
         """Whether the stage `path` is finished."""
         return path in self._stages
 
+    def read(self, path: str) -> bytes:
+        """The bytes of the finished file `path`, as they are on the disk."""
+        return (self.root / path).read_bytes()
+
     def seconds(self, path: str) -> float:
         """How long the finished stage `path` took."""
         return float(self._stages[path]["seconds"])

@@ -18,7 +18,11 @@ CHOOSING = ("per_prompt", "margin", "shorter_within")
 WAYS_TO_CHOOSE = ("last", "judge", "accuracy")
 WRITERS = ("base", "current")  # any other writer of prompts is a directory
 # on the same run directory: how far it goes, and what the machine bears in training
-MAY_DIFFER = ("iterations", *(f"{part}.{name}" for part in ("sft", "dpo") for name in MAY_CHANGE))
+MAY_DIFFER = (
+    *("iterations", "until_plateau"),
+    *(f"{part}.{name}" for part in ("sft", "dpo") for name in MAY_CHANGE),
+)
+UNTIL_PLATEAU = 10  # models at most, where nothing else is said
 _PLACES = ("run", "model", "seed_data")  # where things lie, which does not make another run
 
 
@@ -169,10 +173,12 @@ class Evaluation:
     samples: int = 4  # sampled answers an instruction, beside the greedy one
     temperature: float = 0.7
     top_p: float = 0.9
+    drift: int = 128  # prompts that KL to M1 is estimated on; 0: it is not
     level: float = 0.95  # of the intervals
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "instructions", "ranked", "samples")
+        _at_least(self, 0, "drift")
         _decodes(self)
         if not 0 < self.level < 1:
             raise ValueError(f"level must lie between 0 and 1, found {self.level!r}")
@@ -210,6 +216,7 @@ class Settings:
     model: str | None = None  # M0, in Hugging Face or Meta layout; none: the embedded base model
     seed_data: str | None = None  # a directory of .jsonl as `seed.read` says; none: embedded
     iterations: int = 3  # models made: M1 by SFT, each further one by DPO
+    until_plateau: bool = False  # fewer, if neither axis improves any more: docs/evaluation.md
     seed: int = 0
     dtype: str = "float32"  # of the computation: float32 or bfloat16
     sft: TrainSettings = field(default_factory=lambda: TrainSettings(learning_rate=5.5e-6))

@@ -82,6 +82,8 @@ def test_what_a_change_touches_is_made_anew_and_the_rest_is_shared(begun, label)
         found = arm.run.place(f"{arm.name(1)}/{stage}")
         mine = own_m1 or stage in expected
         assert found == (f"{place}/M1/{stage}" if mine else f"M1/{stage}")
+    own_scores = arm.run.place(f"{arm.name(1)}/own_scores.json")
+    assert own_scores.startswith(place) == (own_m1 or "judgements.jsonl" in expected)
     assert arm.run.place("M1") == "M1"
 
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from loop.page import render_page
-from loop.report import MEASURES, build_report, cell, headline, render_text
+from loop.report import MEASURES, SIGNS, build_report, cell, headline, render_text
 
 
 def evaluation(perfect, pairwise, wins=None):
@@ -31,9 +31,9 @@ def test_the_report_has_each_measure_and_null_for_what_does_not_apply():
     report = build_report(MODELS)
     assert list(report["models"]) == ["M1", "M2", "M3"]
     for name, model in report["models"].items():
-        for measure in MEASURES:
+        for measure in (*MEASURES, *SIGNS):
             axis = model[measure.axis]
-            assert axis[measure.key] == MODELS[name][measure.axis].get(measure.key)
+            assert axis[measure.key] == MODELS[name].get(measure.axis, {}).get(measure.key)
             assert f"{measure.key}_ci" in axis
         assert model["counts"] == MODELS[name]["counts"]
         assert model["instruction_following"]["mean_length"] == 31.5
@@ -135,3 +135,46 @@ def test_the_curve_goes_up_where_the_values_do():
 def test_names_from_outside_cannot_become_markup():
     texts = list(page_tree(build_report(MODELS), "<b>&").itertext())
     assert "<b>&" in texts and "unparsed <&> judgements" in texts
+
+
+SICK = {
+    "model": "M2", "rule": "length <drift>", "value": 2.5, "threshold": 2.0, "stops": False,
+    "meaning": "long & longer",
+}  # fmt: skip
+PROMPTS = {
+    "near": "IFT",
+    "nearest": {"made": {"10": 0.25, "50": 0.5}, "IFT": {"10": 0.125, "50": 0.75}},
+    "map": {"made": [[0.0, 1.0], [0.5, 0.5], [0.5, 0.0]], "IFT": [[1.0, 0.0]]},
+}
+SCORED = {"M1": {"scores": {"histogram": {"1": 3, "4": 1}, "mean_score": 1.75}}, "M2": {}}
+
+
+def test_the_page_shows_findings_prompts_and_scores():
+    report = build_report(MODELS | SCORED, [SICK], PROMPTS)
+    assert json.loads(json.dumps(report)) == report
+    tree = page_tree(report, "t")
+    words = " ".join(tree.itertext())
+    for text in ("length <drift>", "from 2 on; a warning", "long & longer", "0.25", "50 %", "75%"):
+        assert text in words, text
+    assert len(tree.findall(".//circle[@class='prompt']")) == 4
+    bars = {bar.get("height") for bar in tree.findall(".//rect")}
+    heights = sorted(float(height) for height in bars)
+    assert heights[0] == 0 and heights[-1] == pytest.approx(
+        3 * heights[1], abs=0.2
+    )  # 3 of 4, 1 of 4
+    assert "No rule" not in words and "No rule" in render_page(build_report(MODELS), "t")
+
+
+def test_the_map_stays_in_its_frame_and_keeps_its_order():
+    circles = page_tree(build_report(MODELS, [], PROMPTS), "t").findall(
+        ".//circle[@class='prompt']"
+    )
+    xs, ys = ([float(c.get(axis)) for c in circles] for axis in ("cx", "cy"))
+    assert xs[0] < xs[1] == xs[2] < xs[3] and ys[0] < ys[1] < ys[2] == ys[3]  # y from the top
+    assert min(xs) >= 0 and max(xs) <= 420 and min(ys) >= 0 and max(ys) <= 240
+
+
+def test_a_stages_counts_stand_under_its_name():
+    model = {"counts": {"pairs.jsonl": {"equal_scores": 1234}}}
+    texts = list(page_tree(build_report({"M1": model}), "t").itertext())
+    assert "pairs.jsonl: equal_scores" in texts and "1,234" in texts

@@ -141,6 +141,7 @@ def test_an_impossible_value_is_told_by_the_place_that_gave_it(tmp_path):
         ("dpo.gamma=1", "dpo.gamma means nothing with loss dpo"),
     ]:
         assert refusal("--set", text).startswith(f"--set {text}: {said}")
+    assert "invalid number value: 'until'" in refusal("--iterations", "until")
     assert refusal("--iterations", "0").startswith("the flags: iterations must be at least 1")
 
 
@@ -280,3 +281,12 @@ def test_what_a_setting_names_by_its_place_is_an_input_of_the_run(tmp_path):
     assert named_inputs(named) == {"writer": Path("chat")}  # there is no such file
     mine.write_text("{prompt} {response}")
     assert named_inputs(named) == {"writer": Path("chat"), "rubric": mine}
+
+
+def test_until_plateau_is_a_word_for_two_settings():
+    both = parse_arguments(["--iterations", "until-plateau"])
+    assert (both.iterations, both.until_plateau) == (10, True)
+    assert parse_arguments([]).until_plateau is False
+    capped = ["--iterations", "until-plateau", "--set", "iterations=4"]
+    assert parse_arguments(capped) == replace(both, iterations=4)
+    assert {"iterations", "until_plateau"} <= set(MAY_DIFFER)  # a finished run may go on that way

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from loop.__main__ import parse as parse_loop
+from loop.health import RULES
 from loop.options import parse_arguments
+from loop.report import MEASURES, SIGNS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -64,8 +67,10 @@ def test_warnings_are_errors():
 
 
 def commands() -> list[list[str]]:
-    """The shell commands in the code blocks of the README and of docs/scale.md."""
-    pages = README.read_text() + (ROOT / "docs/scale.md").read_text()
+    """The shell commands in the code blocks of the README and of two pages of the docs."""
+    pages = "\n".join(
+        path.read_text() for path in (README, ROOT / "docs/scale.md", ROOT / "docs/evaluation.md")
+    )
     blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", pages, re.M | re.DOTALL)
     text = re.sub(r"\\\n", " ", "\n".join(blocks))
     lines = (line.removeprefix("$ ").strip() for line in text.splitlines())
@@ -81,6 +86,8 @@ def test_the_readmes_make_and_train_commands_are_understood():
             assert {word for word in words[1:] if "=" not in word} <= set(rules())
         elif "train.py" in words:
             parse_arguments(words[words.index("train.py") + 1 :])
+        elif words[1:3] == ["-m", "loop"]:
+            assert parse_loop(words[3:]).command in ("compare", "export")
         elif "-m" in words:
             assert (ROOT / words[words.index("-m") + 1].replace(".", "/")).exists()
 
@@ -91,6 +98,15 @@ def test_the_settings_of_docs_scale_are_settings():
     assert len(found) == 8
     for assignment in found:
         parse_arguments(["--set", assignment])
+
+
+def test_every_measure_and_every_rule_stands_in_docs_evaluation():
+    page = (ROOT / "docs/evaluation.md").read_text()
+    named = set(re.findall(r"`(\w+)`", page))
+    progress = {"judged_win_rate", "lc_judged_win_rate"}  # told of by their file
+    assert {m.key for m in (*MEASURES, *SIGNS)} - progress - named == set()
+    rows = dict(re.findall(r"^\| ([a-z ]+) \| [^|]+ \| (stops|warning) \|", page, re.M))
+    assert rows == {rule.name: "stops" if rule.stops else "warning" for rule in RULES}
 
 
 def test_the_slurm_script_starts_torchrun_on_every_machine(tmp_path):

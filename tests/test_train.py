@@ -166,6 +166,27 @@ def test_the_loop_looks_at_the_truth_in_its_evaluation_alone():
     assert uses_of_truth(cheating) == {"evaluate", "peek"}
 
 
+@pytest.mark.parametrize(("ends_at", "last"), [(None, 4), (3, 3), (1, 1)])
+def test_the_loop_goes_on_until_its_evaluation_says_that_it_ended(ends_at, last):
+    loop = object.__new__(SelfRewarding)
+    loop.run, loop.models, loop.first = None, SimpleNamespace(sft=lambda *args: None), 1
+    loop.given, loop.settings = SimpleNamespace(model=None), Settings(iterations=4)
+    loop.evaluation, steps = SimpleNamespace(ended=False), []
+    loop.seed_examples = lambda t: []
+    loop.improve = lambda t: steps.append(("improve", t))
+
+    def evaluate(t):
+        steps.append(("evaluate", t))
+        loop.evaluation.ended = t == ends_at
+
+    loop.evaluate = evaluate
+    assert loop.train() == last
+    expected = [("evaluate", 1)]
+    for t in range(1, last):
+        expected += [("improve", t), ("evaluate", t + 1)]
+    assert steps == expected
+
+
 class OneJudge:
     """Judges "good" 5 and "bad" 1 in the first round for set a, the wrong way round for set b."""
 
