@@ -1,6 +1,7 @@
 """What can be done with a finished run.
 
 python -m loop compare RUN M3 M1       wins, ties and losses; without models: all pairs of the run
+python -m loop trace RUN/M1 r0.5       a preference pair, and all that made it
 python -m loop export RUN/M3 --to alpaca-eval --out FILE    its held-out answers, for other tools
 python -m loop export MODEL --to mt-bench --prompts question.jsonl --out FILE    answers them first
 """
@@ -21,6 +22,7 @@ from loop.exports import ALPACA_EVAL, FORMS, alpaca_eval, held_out, mt_bench, re
 from loop.files import jsonl_bytes, write
 from loop.finished import FinishedRun
 from loop.rows import Row, Rows
+from loop.trace import trace
 from sampling import Completer, Decoding, Request
 from sampling.complete import sample_on_ranks
 
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     try:
         group = start()
-        {"compare": compare, "export": export}[given.command](given, group)
+        {"compare": compare, "trace": show_pair, "export": export}[given.command](given, group)
         group.stop()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -56,6 +58,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--by", choices=WAYS, default="pairwise", help="both orders · scores · truth (%(default)s)")
     add("--out", type=Path, metavar="FILE", help="the comparisons, row by row")
     add("--seed-data", type=Path, metavar="DIR", help="if it has moved since the run")
+    add = commands.add_parser("trace", help="how a preference pair came about").add_argument
+    add("model", type=Path, metavar="MODEL", help="the model of a run that made the pair")
+    add("pair", metavar="PAIR", help="its id in pairs.jsonl")
     add = commands.add_parser("export", help="answers for other tools").add_argument
     add("model", type=Path, metavar="MODEL", help="a model of a run; with --prompts, any model")
     add("--to", choices=FORMS, required=True)
@@ -88,6 +93,12 @@ def compare(given: argparse.Namespace, group: Group) -> None:
         print(table(numbers))
         if all(row["win_rate"] is None for row in numbers):
             print("not one verdict could be read: has this judge learnt to compare? --by scores")
+
+
+def show_pair(given: argparse.Namespace, group: Group) -> None:
+    """Prints the pair's prompt, its demonstrations, all answers and their judgements."""
+    if group.is_main:
+        print(trace(given.model, given.pair))
 
 
 def export(given: argparse.Namespace, group: Group) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from loop.__main__ import main
 from loop.files import jsonl_bytes
 from loop.trace import trace
 
@@ -69,3 +70,10 @@ def test_what_is_not_there_is_told(directory):
     (directory / "responses.jsonl").unlink()
     with pytest.raises(ValueError, match=r"responses.jsonl: there is no such file"):
         trace(directory, "r0.1")
+
+
+def test_the_face_prints_it(directory, capsys):
+    assert main(["trace", str(directory), "r0.1"]) == 0
+    assert capsys.readouterr().out.startswith("prompt r0.1: Sing.\n")
+    assert main(["trace", str(directory), "x"]) == 2
+    assert "no pair 'x'" in capsys.readouterr().err
