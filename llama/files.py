@@ -40,7 +40,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(draft, path)
     except BaseException as error:
         draft.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # the system does not say which
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync(path.parent)

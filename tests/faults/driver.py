@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from faults.shim import Act, watched
 from faults.world import flags
-
 from loop import files
 from loop.command import run_command
 from seed.start import open_start
@@ -39,8 +39,8 @@ def forked(work: Callable[[], int], said: Path | None = None) -> int:
         torch.set_num_threads(1)
         out = os.open(said or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(out, 1), os.dup2(out, 2)
-        sys.stdout = open(1, "w", buffering=1, closefd=False)
-        sys.stderr = open(2, "w", buffering=1, closefd=False)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # pytest may have put others
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         os.environ["TQDM_DISABLE"] = "1"
         code = work()
         sys.stdout.flush()
@@ -100,4 +100,6 @@ def _timeless(tree: Any) -> Any:
 
 def differences(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
     """The names that differ, or that one of them lacks."""
-    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    return sorted(
+        name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+    )

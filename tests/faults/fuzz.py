@@ -1,2 +1,5 @@
 """TODO"""
-def soak(home): return 0
+
+
+def soak(home):
+    return 0

@@ -53,7 +53,9 @@ class Disk:
         synced = self._names.get(id, {})
         present = {entry.name: self._id(entry) for entry in path.iterdir()} if path else {}
         for name in sorted(synced.keys() | present.keys()):
-            which = present if fate == "names" or (fate == "coin" and coin.random() < 0.5) else synced
+            which = (
+                present if fate == "names" or (fate == "coin" and coin.random() < 0.5) else synced
+            )
             if name in which:
                 self._build(which[name], out / name, now, fate, coin)
 

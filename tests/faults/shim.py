@@ -150,7 +150,8 @@ def fail(number: int) -> Callable[[str, Path], None]:
     """An error of the system, such as `errno.ENOSPC`; of what was being written half is there."""
 
     def failing(operation: str, path: Path) -> None:
-        error = OSError(number, os.strerror(number))
+        named = [] if operation in ("write", "fsync", "truncate") else [str(path)]
+        error = OSError(number, os.strerror(number), *named)  # as the system's own are
         if number == errno.ENOSPC and operation in ("unlink", "remove", "rmdir", "fsync"):
             return  # a full disk lets go of what it has
         if operation == "write":

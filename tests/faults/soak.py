@@ -40,7 +40,9 @@ class Bench:
         trace = home / "trace"
         assert run_to_end(self.world, home / "clean", act=_noting(trace)) == 0
         lines = trace.read_text().splitlines()
-        self.trace = [(word, Path(path)) for word, _, path in (line.partition(" ") for line in lines)]
+        self.trace = [
+            (word, Path(path)) for word, _, path in (line.partition(" ") for line in lines)
+        ]
         self.clean = left(home / "clean")
 
     def killed(self, n: int) -> str:
@@ -99,11 +101,10 @@ class _Run(tempfile.TemporaryDirectory):
 
 def _noting(file: Path) -> Act:
     """Writes down each operation."""
-    stream = file.open("w")
 
     def act(operation: str, path: Path) -> None:
-        stream.write(f"{operation} {path}\n")
-        stream.flush()
+        with file.open("a") as stream:
+            stream.write(f"{operation} {path}\n")
 
     return act
 
