@@ -12,9 +12,11 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from faults.shim import Act, watched
 from faults.world import flags
@@ -37,6 +39,7 @@ def forked(work: Callable[[], int], said: Path | None = None) -> int:
     code = 99
     try:
         torch.set_num_threads(1)
+        tqdm.set_lock(RLock())  # its usual lock is shared with all forks, and the killed keep it
         out = os.open(said or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(out, 1), os.dup2(out, 2)
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # pytest may have put others
