@@ -14,6 +14,7 @@ from judge.rubric import SCALES
 from llama.hf_tokenizer import require_our_chat_format
 from llama.layout import describe
 from llama.parallel import Group, PeerLost, start
+from llama.shortage import out_of_memory
 from llama.weights import read_checkpoint
 from loop.account import Prompts, prompt_sets, read_evaluation, read_seconds
 from loop.driven import Begin, G, Open
@@ -47,13 +48,20 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
             return 0
         group = start(settings.machine.timeout_s, settings.machine.layout)
         _run(open_start, begin, command, group)
-    except (ValueError, OSError, PeerLost) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if not _is_for_the_user(error):
+            raise
         if group is None or group.speaks or isinstance(error, PeerLost):
             where = f"rank {group.rank}: " if group and not group.is_main else ""
             print(f"error: {where}{error}", file=sys.stderr)
         return 1 if isinstance(error, PeerLost) else 2
     group.stop()
     return 0
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """A mistake or a lack that the user can mend; other errors are ours, and keep their trace."""
+    return isinstance(error, (ValueError, OSError, PeerLost)) or out_of_memory(error)
 
 
 def _run(open_start: Open[G], begin: Begin[G], command: Command, group: Group) -> None:

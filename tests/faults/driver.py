@@ -47,6 +47,8 @@ def forked(work: Callable[[], int], said: Path | None = None) -> int:
         os.environ["TQDM_DISABLE"] = "1"
         code = work()
         sys.stdout.flush()
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
     except BaseException:
         traceback.print_exc()
         raise
@@ -58,6 +60,7 @@ def begin(home: Path, run: Path, *more: str, act: Act | None = None) -> int:
     """Starts, or goes on with, a run of the world `home`; the pid of its process."""
 
     def work() -> int:
+        os.fsync = lambda file: None  # nothing here pulls the plug, so why wait for the disk?
         with watched(run, act) if act else nullcontext():
             return run_command(open_start, SelfRewarding, flags(home, run, *more))
 
