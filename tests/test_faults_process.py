@@ -2,7 +2,9 @@
 told to stop.
 """
 
+import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from faults.driver import begin, differences, end, forked, left, run_to_end, sai
 from faults.shim import at_operation
 from faults.world import flags, make_world
 
+from judge.canaries import CANARIES
 from loop import models
 from loop.command import run_command
 from seed.start import open_start
@@ -123,3 +126,30 @@ def test_a_signal_in_the_middle_of_a_write_ends_the_run_with_its_code_and_a_word
     last = said(run).splitlines()[-1]
     assert last == "stopped; what is finished is kept: the same command goes on"
     assert run_to_end(world, run) == 0 and differences(left(run), clean) == []
+
+
+def test_a_judge_that_says_no_score_ends_the_run_with_the_reason(world, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert run_to_end(world, run, "--set", "judging.max_new_tokens=1") == 2
+    last = said(run).splitlines()[-1]
+    assert "0 preference pairs for M2, at least 1 are needed" in last and "manifest.json" in last
+    assert not (run / "M2").exists() and not (run / "M2.unfinished").exists()
+
+
+def test_the_canaries_of_every_model_stand_in_the_report(world, clean) -> None:
+    report = json.loads((world.parent / "clean/report.json").read_text())
+    assert list(report["models"]) == ["M1", "M2", "M3"]
+    for model in report["models"].values():
+        assert model["judging"]["canaries"].keys() == CANARIES.keys()
+    assert {"", ":", "Score: 5"} < set(CANARIES.values())
+
+
+def test_a_line_of_100_mb_is_refused_without_reading_it_all(world, tmp_path: Path) -> None:
+    seed = tmp_path / "seed"
+    shutil.copytree(world / "seed", seed)
+    os.truncate(seed / "ift.jsonl", 100_000_000)  # zeros, and no end of the line
+    lines = (world / "seed/ift.jsonl").read_bytes().count(b"\n")
+    assert run_to_end(world, tmp_path / "run", "--seed-data", str(seed)) == 2
+    words = said(tmp_path / "run")
+    assert f"ift.jsonl:{lines + 1}: expected at most 67,108,864 bytes in a line" in words
+    assert not (tmp_path / "run").exists()
