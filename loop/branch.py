@@ -24,14 +24,16 @@ MADE_FROM = {
     "prompts": ("prompts",),
     "responses": _ANSWERS,
     "judgements": (*_ANSWERS, "judging"),
-    "pairs": (*_ANSWERS, "judging"),
+    "pairs": (*_ANSWERS, "judging", "pairs"),
+    "judgement_pairs": (*_ANSWERS, "judging", "meta"),
+    "practice_judgements": ("judging",),
     "practice": ("judging",),
     "eval_answers": ("evaluation", "responses"),
     "eval_judgements": ("evaluation", "judging"),
     "eval_compared": ("evaluation", "responses", "judging"),
     "eval": ("evaluation", "responses", "judging"),
 }
-CHANGES_NOTHING = ("iterations", "sft", "dpo", "pairs")  # … that is there already
+CHANGES_NOTHING = ("iterations", "sft", "dpo", "choice")  # … that is there already
 MEASURES = "eval"  # stages that begin so measure a model; nothing is made from them
 
 
