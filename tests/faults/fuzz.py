@@ -40,7 +40,6 @@ from seed.sources import read_source
 ROOT = Path(__file__).parent.parent.parent
 DUMPS = ROOT / "tests" / "data"
 LONGEST_S, MOST_BYTES = 5.0, 2**29  # for one input
-INPUTS = 20_000  # a reader, in the soak
 Step = tuple[str, int, int]
 
 
@@ -182,7 +181,7 @@ def _tracing(steps: set[Step]) -> Callable[..., Any]:
     return call
 
 
-def soak(home: Path, inputs: int = INPUTS) -> int:
+def soak(home: Path, inputs: int) -> int:
     """Many inputs to every reader; tells what came of it, returns how many went wrong."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     limit = MOST_BYTES + int(Path("/proc/self/statm").read_text().split()[0]) * 4096

@@ -30,6 +30,7 @@ from faults.shim import Act, at_operation, die, fail, from_operation
 from faults.world import make_world
 
 KILLS = 300  # random ones
+INPUTS = 20_000  # damaged files, for each reader
 
 
 class Bench:
@@ -177,6 +178,7 @@ def main() -> int:
     parser.add_argument("what", nargs="*", default=["kills", "cuts", "errors", "random", "fuzz"])
     parser.add_argument("--part", default="1/1", help="I/N: every N-th case, from the I-th on")
     parser.add_argument("--kills", type=int, default=KILLS, help="random ones (%(default)s)")
+    parser.add_argument("--inputs", type=int, default=INPUTS, help="a reader (%(default)s)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         bench, bad = Bench(Path(home)), 0
@@ -185,7 +187,7 @@ def main() -> int:
             if what == "random":
                 bad += randomly(bench, given.kills)
             elif what == "fuzz":
-                bad += fuzz.soak(Path(home))
+                bad += fuzz.soak(Path(home), given.inputs)
             else:
                 cases = {"kills": kills, "cuts": cuts, "errors": errors}[what](bench)
                 bad += all_of(what, list(cases), given.part)
