@@ -28,12 +28,14 @@ MADE_FROM = {
     "judgement_pairs": (*_ANSWERS, "judging", "meta"),
     "practice_judgements": ("judging",),
     "practice": ("judging",),
+    "own_scores": (*_ANSWERS, "judging"),
+    "eval_drift": ("evaluation", "responses", "judging"),
     "eval_answers": ("evaluation", "responses"),
     "eval_judgements": ("evaluation", "judging"),
     "eval_compared": ("evaluation", "responses", "judging"),
     "eval": ("evaluation", "responses", "judging"),
 }
-CHANGES_NOTHING = ("iterations", "sft", "dpo", "choice")  # … that is there already
+CHANGES_NOTHING = ("iterations", "until_plateau", "sft", "dpo", "choice")  # … that is there already
 MEASURES = "eval"  # stages that begin so measure a model; nothing is made from them
 
 
@@ -112,11 +114,11 @@ def still_valid(order: list[str], model: str, changed: Collection[str]) -> list[
     if these sections of its settings (or other top-level keys) are others.
     """
     history, kept = order[: order.index(model) + 1], []
+    models = {path.partition("/")[0] for path in history}  # with what was made by them later
     for path in order:
         name = path.partition("/")[2].partition(".")[0]
         made_it = path in history and not name.startswith(MEASURES)
-        its_own = path.startswith(f"{model}/") or path in history
-        if made_it or (its_own and _same(name, path, changed)):
+        if made_it or (path.partition("/")[0] in models and _same(name, path, changed)):
             kept.append(path)
     return kept
 

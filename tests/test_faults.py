@@ -207,7 +207,8 @@ def test_a_branch_with_the_same_settings_ends_as_the_old_run(bench: Bench, tmp_p
     new = tmp_path / "new"
     assert run_to_end(bench.world, new, "--from", f"{bench.home / 'clean'}@M2") == 0
     odd = differences(left(new), bench.clean)
-    assert odd == ["config.json"]  # which says where it began
+    assert odd == ["config.json", "manifest.json"]  # where it began; and in what order
+    assert stage_times(new).keys() == stage_times(bench.home / "clean").keys()
 
 
 def test_a_branch_that_cannot_be_is_refused(bench: Bench, tmp_path: Path) -> None:
