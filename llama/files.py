@@ -76,5 +76,7 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # the system does not say which file it met
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)
