@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # One thread a test process: two processes with two threads each only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
-.PHONY: install run test lint bench bench-gpu controls base clean
+.PHONY: install run test lint bench bench-gpu controls soak base clean
 
 install: .venv/installed
 
@@ -37,6 +37,10 @@ bench-gpu: .venv/installed-tests
 # The loop against its controls over five seeds; over half an hour, and it goes on where it was stopped.
 controls: .venv/installed
 	$(BIN)/python -m controls
+
+# Every fault at every place of the smallest run, and many damaged files: docs/faults.md. For hours.
+soak: .venv/installed-tests
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m faults.soak
 
 # The base model of the embedded world, from nothing: about half an hour on two cores.
 base: .venv/installed

@@ -30,6 +30,7 @@ from dpo.records import Records
 from dpo.settings import MAY_CHANGE, TrainSettings
 from llama.model import Llama
 from llama.parallel import Group, sync_copies
+from llama.shortage import out_of_memory
 
 BETAS = (0.9, 0.95)  # Adam's, as Llama 2 was trained
 MAX_SKIPS = 5  # steps in a row without a finite loss and gradient
@@ -179,7 +180,9 @@ class Descent:
     def _naming_memory(self, step: int) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             raise ValueError(
                 f"training step {step} does not fit in memory: lower micro_tokens (now "
                 f"{self.settings.micro_tokens}) or set recompute to selective or full (now "

@@ -38,8 +38,12 @@ class Records:
     def add(self, record: dict[str, Any]) -> None:
         """Writes one line. NaN and infinity must be None by now."""
         if self._stream is not None:
-            self._stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            self._stream.flush()
+            line = json.dumps(record, allow_nan=False).encode() + b"\n"
+            try:
+                self._stream.write(line)
+                self._stream.flush()
+            except OSError as error:  # the system does not say which file it met
+                raise OSError(error.errno, error.strerror, self._stream.name) from error
 
     def sync(self) -> int:
         """Waits until the disk has it all; returns the size in bytes."""

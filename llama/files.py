@@ -26,7 +26,8 @@ before: Callable[[str, Path], None] = _nothing
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields the draft's name for the caller to write; when all went well, `path` is that file.
 
-    On an error `path` is as it was, and the draft is gone. Raises OSError (no room, no right).
+    On an error `path` is as it was, and the draft is gone. Raises OSError (no room, no right),
+    naming `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +38,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _sync(draft)
         before("replace", path)
         os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync(path.parent)
 
@@ -73,5 +76,7 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # the system does not say which file it met
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)

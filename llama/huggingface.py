@@ -124,7 +124,12 @@ def _inside(path: Path, index: Path, file_name: str) -> Path:
     homes = [path.resolve()]
     if path.resolve().parent.name == "snapshots":
         homes.append(path.resolve().parent.parent / "blobs")
-    if Path(file_name).name != file_name or "\0" in file_name or file.resolve().parent not in homes:
+    try:
+        inside = Path(file_name).name == file_name and file.resolve().parent in homes
+        file.is_file()  # raises for a name that no file can have
+    except (ValueError, OSError):
+        inside = False
+    if not inside or "\0" in file_name:
         raise ValueError(f"{index} points outside its directory: {file_name!r}")
     return file
 

@@ -38,7 +38,7 @@ class Tokenizer:
         self.model_bytes = self.path.read_bytes()
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # the latter: in its own complaint
             raise ValueError(
                 f"{self.path} is not a SentencePiece model ({error}); {self._expected()}"
             ) from error
@@ -50,9 +50,15 @@ class Tokenizer:
         self.unk_id: int = self._pieces.unk_id()
         self.pad_id: int | None = self._pieces.pad_id() if self._pieces.pad_id() >= 0 else None
 
-        if self.decode(self.encode(PROBE)) != PROBE:
+        if not self._keeps(PROBE):
             raise ValueError(f"{self.path} changes spaces or signs of a text; Llama 2's does not")
         self.newline_id: int = self.encode("\n")[-1]  # behind the space that every text begins with
+
+    def _keeps(self, text: str) -> bool:
+        try:
+            return self.decode(self.encode(text)) == text
+        except UnicodeDecodeError:  # a piece that is no UTF-8: the file is damaged
+            return False
 
     def _expected(self) -> str:
         is_table = self.path.is_file() and TIKTOKEN.match(self.path.read_bytes())

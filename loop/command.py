@@ -3,10 +3,10 @@ of the loop.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any
 
 import torch
 
@@ -14,45 +14,24 @@ from judge.rubric import SCALES
 from llama.hf_tokenizer import require_our_chat_format
 from llama.layout import describe
 from llama.parallel import Group, PeerLost, start
+from llama.shortage import out_of_memory
 from llama.weights import read_checkpoint
 from loop.account import Prompts, prompt_sets, read_evaluation, read_seconds
+from loop.driven import Begin, G, Open
 from loop.files import json_bytes
 from loop.health import findings
 from loop.identity import CONFIG
 from loop.memory import advice, in_a_line, memory_of_a_rank, needs
 from loop.models import BASELINE, Models
-from loop.options import parse_arguments
+from loop.options import Command, parse_command
 from loop.overlap import prompt_overlap
 from loop.page import render_page
 from loop.report import build_report, render_text
 from loop.rows import Row
 from loop.run import Run
 from loop.settings import MAY_DIFFER, WRITERS, Settings
+from loop.status import standing
 from loop.stop import stoppable
-
-
-class Given(Protocol):
-    """What a run starts from (`seed.start.Start`)."""
-
-    @property
-    def inputs(self) -> Mapping[str, Path]: ...
-
-    @property
-    def model(self) -> Path: ...
-
-    @property
-    def seed(self) -> Prompts: ...
-
-
-class Trains(Protocol):
-    """The loop itself."""
-
-    def train(self) -> int: ...
-
-
-G = TypeVar("G", bound=Given)
-Open = Callable[[str | None, str | None], G]
-Begin = Callable[[Run, Settings, G, Models], Trains]
 
 
 def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None = None) -> int:
@@ -62,10 +41,16 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
     """
     group: Group | None = None
     try:
-        settings = parse_arguments(sys.argv[1:] if argv is None else argv)
+        command = parse_command(sys.argv[1:] if argv is None else argv)
+        settings = command.settings
+        if command.status:
+            print("\n".join(standing(open_start, begin, Path(settings.run))))
+            return 0
         group = start(settings.machine.timeout_s, settings.machine.layout)
-        _run(open_start, begin, settings, group)
-    except (ValueError, OSError, PeerLost) as error:
+        _run(open_start, begin, command, group)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if not _is_for_the_user(error):
+            raise
         if group is None or group.speaks or isinstance(error, PeerLost):
             where = f"rank {group.rank}: " if group and not group.is_main else ""
             print(f"error: {where}{error}", file=sys.stderr)
@@ -74,11 +59,18 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
     return 0
 
 
-def _run(open_start: Open[G], begin: Begin[G], settings: Settings, group: Group) -> None:
+def _is_for_the_user(error: Exception) -> bool:
+    """A mistake or a lack that the user can mend; other errors are ours, and keep their trace."""
+    return isinstance(error, (ValueError, OSError, PeerLost)) or out_of_memory(error)
+
+
+def _run(open_start: Open[G], begin: Begin[G], command: Command, group: Group) -> None:
+    settings = command.settings
     check_writer(settings)
     given = open_start(settings.model, settings.seed_data)
     inputs, identity = {**given.inputs, **named_inputs(settings)}, settings.identity()
-    with Run.open(settings.run, identity, group, inputs=inputs, may_change=MAY_DIFFER) as run:
+    kind: dict[str, Any] = {"inputs": inputs, "may_change": MAY_DIFFER, "origin": command.origin}
+    with Run.open(settings.run, identity, group, **kind) as run:
         check_shared(run.root, group)
         loop = begin(run, settings, given, Models(run, settings, group))
         _tell_layout(run, settings, given.model, group)

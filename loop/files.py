@@ -83,6 +83,27 @@ def move_in(source: Path, target: Path) -> list[str]:
     return names
 
 
+def share(source: Path, target: Path) -> None:
+    """Makes `target` hold what the file `source` holds: the same bytes on the disk, or a copy where
+    that cannot be. What is ours is only ever replaced, never written into, so neither changes the
+    other.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    make_directory(target.parent)
+    with _naming(target):
+        before("link", target)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, temporary)
+            _sync_file(temporary)
+        before("replace", target)
+        os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # a rename to a link of the same file does nothing
+        _sync_directory(target.parent)
+
+
 def remove(path: Path) -> None:
     """Removes a file or a whole directory; one that is not there is as good as removed."""
     with _naming(path):

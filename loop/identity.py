@@ -22,15 +22,16 @@ def take_up(
     settings: Mapping[str, Any],
     inputs: Mapping[str, Path],
     may_change: Collection[str],
+    origin: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Writes config.json into an empty `root`, or checks the one that is there; returns lines to be
-    said.
+    said. `origin`: what `loop.branch` wants to know again of the run that this one begins from.
 
     Raises ValueError if `root` holds something that is no run, or a run in which something was made
     with other settings or inputs, the dotted keys `may_change` aside.
     """
     path = root / CONFIG
-    asked = describe(settings, inputs)
+    asked = describe(settings, inputs) | ({"origin": dict(origin)} if origin else {})
     if not path.exists():
         if strangers := _visible(root):
             raise ValueError(
@@ -39,13 +40,15 @@ def take_up(
             )
         files.write(path, files.json_bytes(asked))
         return []
-    there = _read(path)
+    there = read(path)
     different = changes(there, asked, may_change)
+    if origin and there.get("origin") != asked["origin"]:
+        different.append(f"--from: {_named(there.get('origin'))} → {_named(origin)}")
     if different and _visible(root) != [CONFIG]:  # else nothing was made yet: it may be changed
         raise ValueError(
             f"{root}: this run was started with other settings or inputs:\n"
             + "".join(f"  {line}\n" for line in different)
-            + "Put them back, or start another run: --run NEW"
+            + f"Put them back, or start another run: --run NEW{_branching(root)}"
         )
     if different:
         files.write(path, files.json_bytes(asked))
@@ -58,6 +61,17 @@ def take_up(
         for package, old in there["versions"].items()
         if old != asked["versions"].get(package)
     ]
+
+
+def _named(origin: Mapping[str, Any] | None) -> str:
+    return f"{origin['run']}@{origin['model']}" if origin else "(not there)"
+
+
+def _branching(root: Path) -> str:
+    """How to keep the models that are there, if there are any."""
+    made = [int(path.name[1:]) for path in root.glob("M*") if path.name[1:].isdecimal()]
+    last = f"{root}@M{max(made)}" if made else ""
+    return f"; or go on from one of its models: --run NEW --from {last}" if made else ""
 
 
 def _visible(root: Path) -> list[str]:
@@ -111,7 +125,8 @@ def changes(
     ]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What a config.json holds. Raises ValueError if it is damaged."""
     try:
         config: dict[str, Any] = files.read_json(path.read_bytes())
         _flat(config["settings"]), _hashes(config["inputs"]), config["versions"].items()

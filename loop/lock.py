@@ -28,6 +28,29 @@ def take(directory: Path) -> int:
     return descriptor
 
 
+def owner(directory: Path) -> int | None:
+    """The process on this machine that has locked `directory`, if any. Takes no lock itself: a run
+    that starts meanwhile must not find it taken.
+    """
+    try:
+        text, inode = (directory / NAME).read_text(), (directory / NAME).stat().st_ino
+        process = int(text)
+        os.kill(process, 0)
+    except PermissionError:
+        return process  # it lives, and is another user's
+    except (OSError, ValueError):
+        return None
+    table = Path("/proc/locks")
+    if not table.exists():
+        return process
+    held = f":{inode} "  # 1: FLOCK ADVISORY WRITE process major:minor:inode 0 EOF
+    return process if any("FLOCK" in line and held in line for line in _lines(table)) else None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
 def release(descriptor: int) -> None:
     """Lets another process have the directory."""
     os.close(descriptor)

@@ -55,6 +55,12 @@ class Manifest:
         self._write()
         return changed
 
+    def take(self, stages: dict[str, Entry]) -> None:
+        """Begins the record with what another run made."""
+        assert not self.stages, "a record has one beginning"
+        self.stages = dict(stages)
+        self._write()
+
     def forget(self, paths: Collection[str]) -> None:
         """Strikes out entries whose files are no longer needed."""
         self.stages = {path: entry for path, entry in self.stages.items() if path not in paths}

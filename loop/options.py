@@ -6,17 +6,19 @@ preset (loop/presets/NAME.toml)   every key has a value: here, or the field's de
   < --run DIR, --seed S, …        the top-level keys, as flags
   < --set SECTION.KEY=VALUE       any key, as a flag
 ```
+Two flags are no settings, but say what to do with them: --status, --from.
 """
 
 import argparse
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from loop.branch import Origin
 from loop.settings import UNTIL_PLATEAU, Settings
 
 PLATEAU = "until-plateau"
@@ -25,8 +27,28 @@ Tree = dict[str, Any]
 Sources = dict[str, str]  # dotted key → where its value was given
 
 
+@dataclass(frozen=True)
+class Command:
+    """What a command line asks for."""
+
+    settings: Settings
+    status: bool = False  # tell where the run stands, and start nothing
+    origin: Origin | None = None  # the model of another run that this one goes on from
+
+
 def parse_arguments(argv: Sequence[str]) -> Settings:
-    """The settings that a command line asks for.
+    """The settings that a command line asks for, where these are all that it may ask for.
+
+    Raises ValueError as `parse_command`.
+    """
+    command = parse_command(argv)
+    if command.status or command.origin:
+        raise ValueError("--status and --from are flags of train.py alone")
+    return command.settings
+
+
+def parse_command(argv: Sequence[str]) -> Command:
+    """What a command line asks for.
 
     Raises ValueError for an unknown flag, preset or key and for a value of the wrong type, naming
     the place, the key, and the nearest key that exists. `--help` prints and leaves.
@@ -40,6 +62,7 @@ def parse_arguments(argv: Sequence[str]) -> Settings:
     writer = given.pop("prompt_model")
     if given["iterations"] == PLATEAU:
         given |= {"iterations": UNTIL_PLATEAU, "until_plateau": True}
+    status, origin = given.pop("status"), given.pop("from")
     config_path, assignments = given.pop("config"), given.pop("set")
     config = read_toml(Path(config_path)) if config_path else {}
     preset, file_preset = given.pop("preset"), config.pop("preset", "world")
@@ -48,7 +71,7 @@ def parse_arguments(argv: Sequence[str]) -> Settings:
     layers += [("the flags", {key: value for key, value in given.items() if value is not None})]
     layers += [("--prompt-model", {"prompts": {"writer": writer}})] if writer else []
     layers += [(f"--set {text}", _assignment(text)) for text in assignments]
-    return build(layers)
+    return Command(build(layers), status, None if origin is None else Origin.parse(origin))
 
 
 def build(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Settings:
@@ -204,5 +227,13 @@ def _parser() -> _Parser:
         action="append",
         default=[],
         help="any other setting, as in a TOML file; may be given several times",
+    )
+    parser.add_argument(
+        "--status", action="store_true", help="tell where the run stands; nothing is started"
+    )
+    parser.add_argument(
+        "--from",
+        metavar="OLD@M2",
+        help="begin a new run from a model of another, with other settings or more iterations",
     )
     return parser

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
-from loop import files, identity, lock
+from loop import branch, files, identity, lock
 from loop.manifest import Manifest
 
 Row = dict[str, Any]
@@ -49,15 +49,18 @@ class Run:
         *,
         inputs: Mapping[str, Path] | None = None,
         may_change: Collection[str] = (),
+        origin: branch.Origin | None = None,
     ) -> "Run":
         """Starts a run in `directory`, or takes up the one that is there.
 
         `settings` (plain JSON values) and the contents of `inputs` make the run what it is: if they
         differ from config.json, other than in the dotted keys `may_change`, ValueError shows how.
         ValueError too for a directory that another run works in, or that holds something else.
+        A new run with an `origin` begins with what was made there (`loop.branch`).
         """
         run = cls(Path(directory), group)
-        run._stages = run._main_says(lambda: run._take_up(settings, inputs or {}, may_change))
+        asked = settings, inputs or {}, may_change, origin
+        run._stages = run._main_says(lambda: run._take_up(*asked))
         return run
 
     def rows(
@@ -234,7 +237,11 @@ class Run:
         return self._manifest.stages
 
     def _take_up(
-        self, settings: Mapping[str, Any], inputs: Mapping[str, Path], may_change: Collection[str]
+        self,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        may_change: Collection[str],
+        origin: branch.Origin | None,
     ) -> dict[str, Row]:
         """Makes the directory this run's own, and reads what is finished in it."""
         if self.root.exists() and not self.root.is_dir():
@@ -242,7 +249,10 @@ class Run:
         files.make_directory(self.root)
         self._lock = lock.take(self.root)
         try:
-            for line in identity.take_up(self.root, settings, inputs, may_change):
+            known = None if origin is None else origin.describe(self.root)
+            for line in identity.take_up(self.root, settings, inputs, may_change, known):
+                self.say(line)
+            for line in branch.take_over(self.root):
                 self.say(line)
             self._manifest = Manifest(self.root)
         except BaseException:

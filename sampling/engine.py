@@ -24,6 +24,7 @@ from torch import Tensor
 from llama.cache import token_bytes
 from llama.config import LlamaConfig
 from llama.model import Llama
+from llama.shortage import out_of_memory
 from llama.varlen import HALF
 from sampling.batch import Ask, Batch, Decoding, Owner, Sample
 from sampling.lanes import Lanes
@@ -56,8 +57,8 @@ def generate(
     A sample ends unfinished after `max_new_tokens`, or where the context is full. A request that
     cannot be served, because its prompt fills the context or one sample of it is more than
     kv_bytes, gets samples without a token whose `refused` says why; the others are served.
-    Raises ValueError for impossible settings, an empty prompt, an id outside the vocabulary, and
-    for logits that are not numbers.
+    Raises ValueError for impossible settings, an empty prompt, an id outside the vocabulary, for
+    logits that are not numbers, and where memory is too short for one sample at a time.
     """
     _check(requests, decoding, slots, model.config.vocab_size)
     tell = progress or (lambda progress: None)
@@ -95,9 +96,11 @@ def _make(
         while True:
             try:
                 return _run(model, requests, decoding, seed, slots, kv_bytes, tell)
-            except torch.OutOfMemoryError:
-                if slots == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
                     raise
+                if slots == 1:
+                    raise ValueError(f"not even one sample at a time fits: {error}") from error
             slots //= 2  # not in the except clause, which keeps the failed batch alive
     finally:
         model.train(training)

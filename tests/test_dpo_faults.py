@@ -74,9 +74,14 @@ def test_bad_steps_apart_do_not_stop_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert sft(tiny_model(), epochs=3)["skipped"] == 8
 
 
-def test_running_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: no")]
+)
+def test_running_out_of_memory_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(descent, "forward_logps", full)
     with pytest.raises(

@@ -15,7 +15,18 @@ from loop.report import MEASURES, SIGNS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-TARGETS = ("install", "run", "test", "lint", "bench", "bench-gpu", "controls", "base", "clean")
+TARGETS = (
+    "install",
+    "run",
+    "test",
+    "lint",
+    "bench",
+    "bench-gpu",
+    "controls",
+    "soak",
+    "base",
+    "clean",
+)
 
 
 def rules() -> dict[str, str]:

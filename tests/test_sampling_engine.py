@@ -220,21 +220,28 @@ def test_peak_memory_is_what_was_predicted(monkeypatch: pytest.MonkeyPatch, n: i
     assert all(now <= most for now, most in zip(had, said))
 
 
-def test_out_of_memory_halves_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("as if"), RuntimeError("DefaultCPUAllocator: can't"), MemoryError()],
+)
+def test_out_of_memory_halves_the_slots(monkeypatch: pytest.MonkeyPatch, error) -> None:
     requests, run, tried = ragged(20), engine._run, []
     among = written(requests)
 
     def greedy(model, requests, decoding, seed, slots, *rest):
         tried.append(slots)
         if slots > 8:
-            raise torch.OutOfMemoryError("as if")
+            raise error
         return run(model, requests, decoding, seed, slots, *rest)
 
     monkeypatch.setattr(engine, "_run", greedy)
     assert written(requests, slots=50) == among
     assert tried == [50, 25, 12, 6]
     monkeypatch.setattr(engine, "_run", lambda *args: greedy(*args[:4], 99, *args[5:]))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(ValueError, match="not even one sample at a time fits"):
+        written(requests)
+    monkeypatch.setattr(engine, "_run", lambda *args: torch.zeros(2) + torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size of tensor"):  # another error is not memory's
         written(requests)
 
 
