@@ -92,6 +92,19 @@ def sizes(config: LlamaConfig, ranks: int) -> list[int]:
     return [n for n in range(1, ranks + 1) if ranks % n == 0 and _divides(config, n)]
 
 
+def check_team(size: int, ranks: int) -> None:
+    """Raises ValueError for teams into which a machine's ranks cannot be dealt.
+
+    No team lies on two machines: what its ranks tell each other, several times a layer and token,
+    is no matter for a network.
+    """
+    if size < 1 or ranks % size:
+        raise ValueError(
+            f"--sample-tp (machine.sample_tp) is {size}, and a machine's {ranks} ranks cannot be "
+            f"dealt into teams of {size}: take a divisor, or start other ranks on each machine"
+        )
+
+
 def parameter_count(config: LlamaConfig, size: int) -> int:
     """Weights in the hands of rank 0."""
     return sum(_counts(Split(config, 0, size)))

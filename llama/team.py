@@ -6,10 +6,10 @@
                                rank 2 ╮ team 1: a replica     requests 1 3 5 …
                                rank 3 ╯
 ```
-The model itself (`Llama`) knows nothing of it: a rank's matrices are smaller (`split.py`), and where
-every rank has but a part of a sum or of the logits, the modules put here in their place ask the
-others. What a team does every rank does alike: logits come to all of them as the same bits, so all
-draw the same token, and no token is ever sent. Knows no text and no training.
+The model itself (`Llama`) knows nothing of it: a rank's matrices are smaller (`split.py`), and
+where a rank has but a part of a sum or of the logits, the modules put in their place ask the others.
+What a team does, every rank does alike: logits come to all of them as the same bits, so all draw
+the same token, and no token is ever sent. Knows no text and no training.
 """
 
 # B rows, C width, V vocabulary, P its part, R ranks of a team
@@ -19,9 +19,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from llama.config import LlamaConfig
 from llama.model import Llama
 from llama.parallel import Group
-from llama.split import Split
+from llama.split import Split, check_team
 
 Row = TypeVar("Row")
 
@@ -89,18 +89,13 @@ class Team:
         return x_RBP.movedim(0, -2).flatten(-2)
 
 
+@cache  # each has communicators of its own
 def join(group: Group, size: int) -> Team:
     """The team of this rank, of so many; to be called by all ranks of the group.
 
-    Raises ValueError for a size that does not divide the ranks of a machine: what the ranks of a
-    team tell each other, several times a layer and token, is no matter for a network.
+    Raises ValueError for a size that does not divide the ranks of a machine.
     """
-    if size < 1 or group.machine_ranks % size:
-        raise ValueError(
-            f"--sample-tp (machine.sample_tp) is {size}: a machine's {group.machine_ranks} ranks "
-            f"cannot be dealt into teams of {size}; take a divisor, or start other ranks "
-            "(torchrun --nproc-per-node)"
-        )
+    check_team(size, group.machine_ranks)
     if size == 1:
         return Team(group)
     limit = timedelta(seconds=group.timeout_s)

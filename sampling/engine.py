@@ -65,8 +65,15 @@ def generate(
     tell = progress or (lambda progress: None)
     count = _processes(model, requests, kv_bytes) if processes is None else processes
     each = -(-slots // count)
-    how = {"seed": seed, "slots": each, "kv_bytes": kv_bytes, "together": together}
-    make = partial(_make, model, decoding=decoding, **how)
+    make = partial(
+        _make,
+        model,
+        decoding=decoding,
+        seed=seed,
+        slots=each,
+        kv_bytes=kv_bytes,
+        together=together,
+    )
     if count > 1:
         return over_processes(make, requests, decoding.max_new_tokens, count, tell)
     return make(requests, tell)
