@@ -7,7 +7,7 @@
                                rank 3 ╯
 ```
 The model itself (`Llama`) knows nothing of it: a rank's matrices are smaller (`split.py`), and
-where a rank has but a part of a sum or of the logits, the modules put in their place ask the others.
+where a rank has but a part of a sum or of the logits, modules put in their place ask the others.
 What a team does, every rank does alike: logits come to all of them as the same bits, so all draw
 the same token, and no token is ever sent. Knows no text and no training.
 """
