@@ -189,7 +189,7 @@ def test_what_is_advised_fits(name: str, ranks: int) -> None:
 
 
 def test_a_model_too_large_for_a_rank_is_sampled_from_by_several() -> None:
-    """70B on eight of 80 GB; a team's ranks hold a part each, and no half-empty card is given up."""
+    """70B on eight of 80 GB; a replica where the weights leave half of the card."""
     settings, config, memory = parse_arguments(["--preset", "paper"]), PRESETS["70B"], 80 * 2**30
     assert needs(settings, config, 8)["sampling"].parts["weights"] > memory  # a replica
     *_, said = table(settings, config, 8, memory)
