@@ -13,9 +13,10 @@ import torch
 from judge.complete import Row
 from judge.rubric import SCALES, Rubric, load_rubric
 from judge.score import judge_responses
-from llama import Tokenizer, encode_prompt, load
+from llama import Tokenizer, encode_prompt
 from llama.parallel import start
 from loop.files import jsonl_bytes, write
+from loop.replica import load_replica
 from sampling.complete import Completer
 from seed.rows import STRING, read_rows, refuse
 
@@ -28,10 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         items = read_rows(given.source, {"id": STRING, "prompt": STRING, "response": STRING})
         group = start()
         dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
-        model, tokenizer = load(given.model, dtype, group.device)
+        model, tokenizer, team = load_replica(given.model, group, dtype, given.sample_tp)
         require_room(items, given.source, rubric, tokenizer, model.config.max_seq_len)
         judgements = judge_responses(
-            Completer(model, tokenizer, group=group),
+            Completer(model, tokenizer, group=team),
             rubric,
             items,
             k=given.k,
@@ -74,6 +75,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     more = "the mean over all scores, by their probability where one was written"
     add("--expected", action="store_true", help=more)
     add("--seed", type=int, default=0, help="of the randomness (%(default)s)")
+    tp = "ranks of torchrun's that hold the model together (one, or as many as memory asks for)"
+    add("--sample-tp", type=int, metavar="N", help=tp)
     return parser.parse_args(arguments)
 
 

@@ -7,7 +7,7 @@ from llama.chat import encode_dialog, encode_document, encode_example, encode_pr
 from llama.config import PRESETS, LlamaConfig
 from llama.model import Llama
 from llama.tokenizer import Tokenizer, train_tokenizer
-from llama.weights import fingerprint, load, load_sharded, load_state, save
+from llama.weights import fingerprint, load, load_sharded, load_split, load_state, save
 
 __all__ = [
     "PRESETS",
@@ -22,6 +22,7 @@ __all__ = [
     "fingerprint",
     "load",
     "load_sharded",
+    "load_split",
     "load_state",
     "save",
     "train_tokenizer",

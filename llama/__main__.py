@@ -13,8 +13,9 @@ from pathlib import Path
 from llama.config import PRESETS
 from llama.huggingface import write_hf
 from llama.meta import write_meta
+from llama.split import check_team
 from llama.weights import open_tokenizer, read_checkpoint
-from loop.memory import advice, table
+from loop.memory import advice, ranks_of_a_machine, table
 from loop.options import parse_arguments
 
 
@@ -39,6 +40,7 @@ def plan(model: str, ranks: int, memory: float, arguments: list[str]) -> Iterato
     """
     config = PRESETS[model] if model in PRESETS else read_checkpoint(model).config
     settings = parse_arguments(arguments)
+    check_team(settings.machine.sample_tp or 1, ranks_of_a_machine(ranks))
     yield (
         f"{model}: {config.parameter_count / 1e9:.2f} billion weights, {ranks} ranks, "
         f"{settings.dtype}, texts of at most {config.max_seq_len} tokens"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llama.config import LlamaConfig
+from llama.split import Split, parameter_count
 
 MASTER = 4  # bytes of a weight as it is trained: fp32, and so is its gradient
 SIDE_BY_SIDE = 2  # blocks that FSDP has whole at a time: the one at work, and the next
@@ -50,7 +51,7 @@ class Training:
 @dataclass(frozen=True)
 class Sampling:
     """What matters of sampling: samples side by side, of so many tokens each; prompts of so many,
-    each with so many of the samples.
+    each with so many of the samples. ranks: that hold the model together.
     """
 
     width: int
@@ -58,6 +59,7 @@ class Sampling:
     prompt_tokens: int
     new_tokens: int
     samples_a_prompt: int
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,15 +139,17 @@ def training(config: LlamaConfig, how: Training) -> Need:
 
 def sampling(config: LlamaConfig, how: Sampling) -> Need:
     """The need of writing samples. A GPU's cache takes fewer samples where not all of them fit."""
-    C, w, token = config.dim, how.width, kv_bytes(config, how.width)
+    part = Split(config, 0, how.ranks)
+    C, w, token = config.dim, how.width, kv_bytes(part.config, how.width)
     prompts = -(-how.slots // how.samples_a_prompt) * how.prompt_tokens * token
     own = how.slots * how.new_tokens * token
     # in the end the slots grow once more by copying, first the keys, then the values
     writing = own // 2 + how.slots * config.vocab_size * DRAWN
-    reading = PREFILL * (4 * C + 3 * config.ffn_dim) * w - own  # before there is anything of theirs
+    # before there is anything of theirs
+    reading = PREFILL * (4 * C + 3 * -(-config.ffn_dim // how.ranks)) * w - own
     return Need(
         {
-            "weights": config.parameter_count * w,
+            "weights": parameter_count(config, how.ranks) * w,
             "keys and values": prompts + own,
             "at work": max(reading, writing),
         }

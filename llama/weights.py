@@ -6,7 +6,7 @@ Knows no text and no training.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ from llama.huggingface import read_hf, write_hf
 from llama.meta import read_meta
 from llama.model import Llama
 from llama.parallel import Group, full_tensor, full_tensors, local_part, local_rows, shard
+from llama.stored import Part
+from llama.team import Team, TeamLlama
 from llama.tokenizer import Tokenizer
 
 
@@ -70,6 +72,25 @@ def load_sharded(
     return model.eval(), tokenizer
 
 
+def load_split(
+    path: str | Path, team: Team, dtype: torch.dtype = torch.float32
+) -> tuple[Llama, Tokenizer]:
+    """`load` for a team of ranks that sample from one model together: each reads its part, the same
+    bits that `load` would have there. A team of one has the whole.
+
+    Raises ValueError if the heads cannot be dealt to so many.
+    """
+    if team.size == 1:
+        return load(path, dtype, team.group.device)
+    checkpoint = read_checkpoint(path)
+    tokenizer = open_tokenizer(checkpoint)
+    with torch.device("meta"):
+        model = TeamLlama(checkpoint.config, team).to(dtype)
+    model.to_empty(device=team.group.device)
+    _fill(model, checkpoint, lambda name, weight: model.split.part(name))
+    return model.eval(), tokenizer
+
+
 def load_state(model: Llama, path: str | Path) -> None:
     """Replaces the model's weights by those of a checkpoint of the same shape.
 
@@ -118,9 +139,15 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
+def _rows(name: str, weight: Tensor) -> Part:
+    return (local_rows(weight),)
+
+
+def _fill(
+    model: nn.Module, checkpoint: Checkpoint, part: Callable[[str, Tensor], Part] = _rows
+) -> None:
     for name, weight in model.state_dict().items():
         out = local_part(weight)
-        read = checkpoint.weights.read(name, (local_rows(weight),), out)
+        read = checkpoint.weights.read(name, part(name, weight), out)
         if read is not out:
             out.copy_(read)

@@ -21,7 +21,7 @@ from loop.driven import Begin, G, Open
 from loop.files import json_bytes
 from loop.health import findings
 from loop.identity import CONFIG
-from loop.memory import advice, in_a_line, memory_of_a_rank, needs
+from loop.memory import advice, in_a_line, least_memory, needs, team_size, width
 from loop.models import BASELINE, Models
 from loop.options import Command, parse_command
 from loop.overlap import prompt_overlap
@@ -94,6 +94,7 @@ def _tell_layout(run: Run, settings: Settings, model: Path, group: Group) -> Non
     """How the model lies on the ranks and what a rank needs of memory, a line each, before anything
     heavy; and what to change if it is too much.
     """
+    memory = least_memory(group)
     try:
         config = read_checkpoint(model).config
     except ValueError:
@@ -101,9 +102,10 @@ def _tell_layout(run: Run, settings: Settings, model: Path, group: Group) -> Non
     run.say(layout_line(config.parameter_count, settings, group))
     if group.device.type == "cpu":  # what waits in the machine's memory waits in the same memory
         settings = replace(settings, machine=replace(settings.machine, offload=False))
-    memory = memory_of_a_rank(group)
-    run.say(in_a_line(needs(settings, config, group.world_size), memory))
-    for line in advice(settings, config, group.world_size, memory) if memory else ():
+    ranks = group.world_size
+    team = team_size(config, width(settings), ranks, memory, settings.machine.sample_tp)
+    run.say(in_a_line(needs(settings, config, ranks, memory), memory, team))
+    for line in advice(settings, config, ranks, memory) if memory else ():
         run.say(f"too little memory? {line}")
 
 

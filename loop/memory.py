@@ -14,6 +14,7 @@ from dpo.settings import TrainSettings
 from llama.config import LlamaConfig
 from llama.parallel import Group
 from llama.plan import Need, Sampling, Training, sampling, training
+from llama.split import parameter_count, sizes
 from loop.settings import Settings
 
 GIB = 2**30
@@ -23,13 +24,19 @@ MOST_RANKS = 4096
 RUBRIC = 512  # tokens of the judge's instructions, about
 
 
-def needs(settings: Settings, config: LlamaConfig, ranks: int) -> dict[str, Need]:
-    """Each phase's need of one of so many ranks, for the longest texts that the settings allow."""
+def needs(
+    settings: Settings, config: LlamaConfig, ranks: int, memory: float | None = None
+) -> dict[str, Need]:
+    """Each phase's need of one of so many ranks, for the longest texts that the settings allow.
+
+    memory: of a rank, on which depends how many of them sample from one model together.
+    """
+    team = team_size(config, width(settings), ranks, memory, settings.machine.sample_tp)
     return {
         "SFT": training(config, train_size(settings, settings.sft, config, ranks, pairs=False)),
         "DPO": training(config, train_size(settings, settings.dpo, config, ranks, pairs=True)),
         "sampling": max(
-            (sampling(config, size) for size in sampling_sizes(settings, config)),
+            (sampling(config, size) for size in sampling_sizes(settings, config, team)),
             key=lambda need: need.total,
         ),
     }
@@ -59,8 +66,27 @@ def train_size(
 
 def ranks_of_a_copy(settings: Settings, ranks: int) -> int:
     """How many of the ranks hold the weights together in training."""
-    machine = int(os.environ.get("LOCAL_WORLD_SIZE", CARDS))
-    return min(ranks, machine) if settings.machine.shard == "machine" else ranks
+    return ranks_of_a_machine(ranks) if settings.machine.shard == "machine" else ranks
+
+
+def ranks_of_a_machine(ranks: int) -> int:
+    """As torchrun says; else as many as machines usually have cards."""
+    return min(ranks, int(os.environ.get("LOCAL_WORLD_SIZE", CARDS)))
+
+
+def team_size(
+    config: LlamaConfig, width: int, ranks: int, memory: float | None, asked: int | None
+) -> int:
+    """How many ranks hold the model together while they sample: as many as are asked for.
+
+    Otherwise the fewest among which the weights take at most half of each one's memory, for keys
+    and values want as much; all of a machine's where even these are too few. Memory unknown: one.
+    """
+    if asked is not None or memory is None:
+        return asked or 1
+    able = sizes(config, ranks_of_a_machine(ranks))
+    enough = (n for n in able if parameter_count(config, n) * width <= memory / 2)
+    return next(enough, able[-1])
 
 
 def width(settings: Settings) -> int:
@@ -69,7 +95,7 @@ def width(settings: Settings) -> int:
     return dtype.itemsize
 
 
-def sampling_sizes(settings: Settings, config: LlamaConfig) -> Iterator[Sampling]:
+def sampling_sizes(settings: Settings, config: LlamaConfig, team: int = 1) -> Iterator[Sampling]:
     """Answers to prompts, and judgements of answers, as long as they may get."""
     asked, answered = settings.prompts.max_new_tokens, settings.responses.max_new_tokens
     judged = RUBRIC + asked + answered
@@ -79,50 +105,68 @@ def sampling_sizes(settings: Settings, config: LlamaConfig) -> Iterator[Sampling
     ):
         new = min(new, config.max_seq_len)
         prompt = min(prompt, config.max_seq_len - new)
-        yield Sampling(width(settings), settings.machine.slots, prompt, new, n)
+        yield Sampling(width(settings), settings.machine.slots, prompt, new, n, team)
 
 
-def in_a_line(found: Mapping[str, Need], memory: float | None) -> str:
-    """For the start of a run."""
+def in_a_line(found: Mapping[str, Need], memory: float | None, team: int = 1) -> str:
+    """For the start of a run; team: ranks that sample from one model together."""
     parts = ", ".join(f"{name} {need.total / GIB:.2f}" for name, need in found.items())
+    parts += f" in teams of {team} ranks" if team > 1 else ""
     room = f" of {memory / GIB:.1f}" if memory else ""
     return f"memory of a rank, GiB, at most: {parts}{room}"
 
 
 def table(settings: Settings, config: LlamaConfig, ranks: int, memory: float) -> Iterator[str]:
-    """A line a phase: the sum, whether it fits, what it is made of."""
-    for name, need in needs(settings, config, ranks).items():
+    """A line a phase: the sum, whether it fits, what it is made of. Sampling fits if some samples
+    do, side by side.
+    """
+    team = team_size(config, width(settings), ranks, memory, settings.machine.sample_tp)
+    slots = slots_that_fit(settings, config, ranks, memory)
+    some = _with_slots(settings, slots or settings.machine.slots)
+    for name, need in needs(some, config, ranks, memory).items():
         parts = ", ".join(f"{part} {size / GIB:.2f}" for part, size in need.parts.items() if size)
         fits = "fits" if need.total <= OURS * memory else "DOES NOT FIT"
+        if name == "sampling":
+            fits += f", a model on {team} ranks" if team > 1 else ""
+            fits += f", {slots} samples at a time" if slots else ""
         yield f"{name:9}{need.total / GIB:9.2f} GiB of {memory / GIB:.1f}, {fits}: {parts}"
 
 
 def advice(settings: Settings, config: LlamaConfig, ranks: int, memory: float) -> Iterator[str]:
     """What to change, for each phase that does not fit: the first of some changes that helps."""
-    found = needs(settings, config, ranks)
+    found = needs(settings, config, ranks, memory)
     for name, part in (("SFT", "sft"), ("DPO", "dpo")):
         if found[name].total > OURS * memory:
             yield f"{name}: {_training_advice(settings, config, ranks, memory, part)}"
     if found["sampling"].total > OURS * memory:
-        yield f"sampling: {_sampling_advice(settings, config, memory)}"
+        yield f"sampling: {_sampling_advice(settings, config, ranks, memory)}"
 
 
-def _sampling_advice(settings: Settings, config: LlamaConfig, memory: float) -> str:
-    slots = most = settings.machine.slots
-    while slots and _sampling_total(settings, config, slots) > OURS * memory:
+def slots_that_fit(settings: Settings, config: LlamaConfig, ranks: int, memory: float) -> int:
+    """Samples side by side: as many as are asked for, or half, a quarter, …; 0 if not even one."""
+    slots = settings.machine.slots
+    while slots:
+        some = _with_slots(settings, slots)
+        if needs(some, config, ranks, memory)["sampling"].total <= OURS * memory:
+            break
         slots //= 2
-    if not slots:
-        weights = config.parameter_count * width(settings) / GIB
-        return f"a replica, with weights of {weights:.1f} GiB, is more than one rank can hold"
-    return (
-        f"{slots} of {most} samples fit side by side, if all are as long as can be; a GPU takes "
-        f"what fits by itself, on a CPU --set machine.slots={slots}"
-    )
+    return slots
 
 
-def _sampling_total(settings: Settings, config: LlamaConfig, slots: int) -> int:
-    fewer = replace(settings, machine=replace(settings.machine, slots=slots))
-    return needs(fewer, config, 1)["sampling"].total
+def _with_slots(settings: Settings, slots: int) -> Settings:
+    return replace(settings, machine=replace(settings.machine, slots=slots))
+
+
+def _sampling_advice(settings: Settings, config: LlamaConfig, ranks: int, memory: float) -> str:
+    if slots := slots_that_fit(settings, config, ranks, memory):
+        return (
+            f"{slots} of {settings.machine.slots} samples fit side by side, if all are as long as "
+            f"can be; a GPU takes what fits by itself, on a CPU --set machine.slots={slots}"
+        )
+    for team in sizes(config, config.n_heads):
+        if parameter_count(config, team) * width(settings) <= memory / 2:
+            return f"--set machine.sample_tp={team}, on machines of {team} ranks or a multiple"
+    return "no number of ranks can hold the model together"
 
 
 def _training_advice(
@@ -145,6 +189,14 @@ def _training_advice(
                 said += [f"{more} ranks"] if more != ranks else []
                 return f"{', '.join(said)}: then {total / GIB:.1f} GiB"
     return f"no number of ranks up to {more} makes it fit"
+
+
+def least_memory(group: Group) -> float | None:
+    """Of the rank that has the least; None where one does not know. For all ranks, which so choose
+    alike.
+    """
+    found = group.gather_rows([memory_of_a_rank(group)])
+    return None if None in found else min(float(memory) for memory in found if memory)
 
 
 def memory_of_a_rank(group: Group) -> float | None:

@@ -14,8 +14,10 @@ import torch
 from dpo import Pair, Row, TrainSettings, forget, pair_logps, row_logps, train_dpo, train_sft
 from dpo.lines import pair_line
 from dpo.reference import Reference
-from llama import Llama, Tokenizer, encode_example, encode_prompt, load, load_sharded, save
+from llama import Llama, Tokenizer, encode_example, encode_prompt, load_sharded, save
 from llama.parallel import Group
+from llama.team import join
+from loop.replica import load_replica
 from loop.run import Run
 from loop.settings import Settings
 from sampling import Completer, Completion
@@ -32,6 +34,7 @@ class Models:
         self.run, self.settings, self.group = run, settings, group
         self.dtype = getattr(torch, settings.dtype)
         self._speaking: tuple[Path, Completer] | None = None
+        join(group, settings.machine.sample_tp or 1)  # now, for it may be refused
 
     def complete(self, path: Path) -> "Speaker":
         """What `sampling` and `judge` see of a model; it is loaded when it is first asked."""
@@ -123,9 +126,9 @@ class Models:
         """The model of `path` in its sampling form; whichever was in memory before leaves it."""
         if self._speaking is None or self._speaking[0] != path:
             self._speaking = None  # first free, then load
-            model, tokenizer = load(path, dtype=self.dtype, device=self.group.device)
-            slots = self.settings.machine.slots
-            self._speaking = path, Completer(model, tokenizer, group=self.group, slots=slots)
+            how = self.settings.machine
+            model, tokenizer, team = load_replica(path, self.group, self.dtype, how.sample_tp)
+            self._speaking = path, Completer(model, tokenizer, group=team, slots=how.slots)
         return self._speaking[1]
 
     def _trainable(self, path: Path) -> tuple[Llama, Tokenizer]:

@@ -192,12 +192,15 @@ class Machine:
 
     shard: str = "all"  # in training: a copy of the weights across all ranks, or on each machine
     offload: bool = False  # in training: what a GPU holds of weights and moments waits beside it
+    sample_tp: int | None = (
+        None  # ranks that hold a model together to sample; none: what memory asks
+    )
     slots: int = 1024  # samples decoded side by side
     unit: int = 512  # items of a stage that are kept at a time: an interruption costs at most these
     timeout_s: float = 1800.0  # how long a rank waits for the others before it gives up
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "slots", "unit", "timeout_s")
+        _at_least(self, 1, "sample_tp", "slots", "unit", "timeout_s")
         Layout(self.shard, self.offload)  # refuses what there is not
 
     @property

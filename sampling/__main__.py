@@ -2,6 +2,7 @@
 
 python -m sampling MODEL --in rows.jsonl --out rows.jsonl    rows {id, prompt}
 python -m sampling MODEL --in rows.jsonl --out rows.jsonl --raw    rows {id, token_ids}
+torchrun --nproc-per-node 8 -m sampling MODEL --in … --out … --sample-tp 4    two replicas on 8 GPUs
 python -m sampling MODEL    a chat: Ctrl-C stops an answer, Ctrl-D leaves
 """
 
@@ -14,9 +15,11 @@ from typing import Any
 
 import torch
 
-from llama import Llama, LlamaConfig, Tokenizer, encode_prompt, load
-from llama.parallel import Group, start
+from llama import Llama, LlamaConfig, Tokenizer, encode_prompt
+from llama.parallel import start
+from llama.team import Team
 from loop.files import jsonl_bytes, write
+from loop.replica import load_replica
 from sampling.batch import Decoding, Sample
 from sampling.complete import sample_on_ranks
 from sampling.spread import Request
@@ -34,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows, refused = read(given.source, given.raw) if given.source else None, 0
         group = start()
         dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
-        model, tokenizer = load(given.model, dtype, group.device)
+        model, tokenizer, team = load_replica(given.model, group, dtype, given.sample_tp)
         stop = frozenset({tokenizer.eos_id})
         decoding = Decoding(given.temperature, given.top_p, given.max_new_tokens, stop, given.logps)
         if rows is None:
             chat(Talk(model, tokenizer, decoding, given.seed, given.system))
         else:
-            refused = sample_file(given, rows, model, tokenizer, decoding, group)
+            refused = sample_file(given, rows, model, tokenizer, decoding, team)
         group.stop()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -69,10 +72,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--top-p", type=float, default=0.9, help="share of likelihood drawn from (%(default)s)")
     add("--max-new-tokens", type=int, default=512, help="longest sample (%(default)s)")
     add("--seed", type=int, default=0, help="of the randomness (%(default)s)")
+    tp = "ranks of torchrun's that hold the model together (one, or as many as memory asks for)"
+    add("--sample-tp", type=int, metavar="N", help=tp)
     add("--logps", action="store_true", help="also the tokens' log-probabilities")
     given = parser.parse_args(arguments)
     if (given.source is None) != (given.target is None):
         parser.error("--in and --out go together; without both it is a chat")
+    if given.source is None and given.sample_tp not in (None, 1):
+        parser.error("--sample-tp is for files; add --in and --out")
     if given.source is None and (given.raw or given.logps or given.n != 1):
         parser.error("--raw, --logps and --n are for files; add --in and --out")
     if given.source is not None and given.system is not None:
@@ -113,7 +120,7 @@ def sample_file(
     model: Llama,
     tokenizer: Tokenizer,
     decoding: Decoding,
-    group: Group,
+    team: Team,
 ) -> int:
     """Writes the samples of all rows; says which are refused, and returns how many these are."""
     encode = None if given.raw else partial(encode_prompt, tokenizer)
@@ -124,14 +131,14 @@ def sample_file(
         requests,
         decoding,
         seed=given.seed,
-        group=group,
+        group=team,
         description="sampling",
-        shown=group.is_main,
+        shown=team.is_main,
     )
     refused = [
         (request.id, made[0].refused) for request, made in zip(requests, samples) if made[0].refused
     ]
-    if group.is_main:
+    if team.is_main:
         write(given.target, jsonl_bytes(sample_rows(requests, samples, decode)))
         for name, why in refused:
             print(f"refused: {name!r}: {why}", file=sys.stderr)

@@ -111,7 +111,8 @@ class Board:
             step()
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # of this thread alone: NCCL's watchdog looks at its events meanwhile, from another
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step()
         for table, was in zip(tables, before):
             table.copy_(was)

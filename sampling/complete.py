@@ -6,15 +6,18 @@ It turns prompts into requests, gives each rank its part, and gathers what they 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from llama.chat import encode_prompt, encode_raw
 from llama.model import Llama
 from llama.parallel import Group
+from llama.team import Team
 from llama.tokenizer import Tokenizer
 from sampling.bar import progress_bar
 from sampling.batch import Decoding, Sample
-from sampling.engine import generate
+from sampling.engine import bytes_at_hand, generate
 from sampling.spread import Request, over_ranks
 
 
@@ -33,14 +36,16 @@ class Completion:
 
 
 class Completer:
-    """A model as a function of prompts, on one rank or on all ranks of a group together."""
+    """A model as a function of prompts, on one rank or on all ranks of a group together, whether
+    each has a replica or a team of them has.
+    """
 
     def __init__(
         self,
         model: Llama,
         tokenizer: Tokenizer,
         *,
-        group: Group | None = None,
+        group: Group | Team | None = None,
         slots: int = 1024,
         progress: bool = True,
     ) -> None:
@@ -123,21 +128,35 @@ def sample_on_ranks(
     decoding: Decoding,
     *,
     seed: int,
-    group: Group | None,
+    group: Group | Team | None,
     slots: int = 1024,
     description: str,
     shown: bool,
 ) -> list[list[Sample]]:
-    """`generate`, with a progress bar, by all ranks of a group: each makes a part, all get all."""
-    alone = group is None or group.world_size == 1
+    """`generate`, with a progress bar, by all ranks of a group: each makes a part, all get all. The
+    ranks of a team make the same part together, and in step.
+
+    Raises PeerLost if one of a team's ranks is lost.
+    """
+    how: dict[str, Any] = {"seed": seed, "slots": slots}
+    touch: AbstractContextManager[None] = nullcontext()
+    if group is not None and group.world_size > 1:
+        how["processes"] = 1  # several ranks share the machine already
+    if isinstance(group, Team) and group.size > 1:
+        how |= {"together": True, "kv_bytes": _room_of_all(group)}
+        touch = group.group.phase(description)
 
     def make(mine: Sequence[Request]) -> list[list[Sample]]:
-        processes = None if alone else 1  # several ranks share the machine already
         with progress_bar(sum(one.n for one in mine), description, shown=shown) as tell:
-            return generate(
-                model, mine, decoding, seed=seed, slots=slots, processes=processes, progress=tell
-            )
+            return generate(model, mine, decoding, progress=tell, **how)
 
     if group is None:
         return make(requests)
-    return over_ranks(make, requests, decoding.max_new_tokens, group)
+    with touch:
+        return over_ranks(make, requests, decoding.max_new_tokens, group)
+
+
+def _room_of_all(team: Team) -> int | None:
+    """What every rank has for its cache: a team admits the same samples on each of its ranks."""
+    room = bytes_at_hand(team.group.device)
+    return None if room is None else team.least(room)

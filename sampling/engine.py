@@ -45,6 +45,7 @@ def generate(
     slots: int = 1024,
     kv_bytes: int | None = None,
     processes: int | None = None,
+    together: bool = False,
     progress: Tell | None = None,
 ) -> list[list[Sample]]:
     """n samples of every request, in the order of the requests.
@@ -52,7 +53,8 @@ def generate(
     slots: samples worked on at once, in all processes; kv_bytes: what the cache may take, by
     default most of what a GPU has free, without bound on a CPU. processes: by default one a thread
     of torch's, on a CPU and without kv_bytes, if there is enough to do. All three change the speed
-    only. Where memory runs out all the same, half the slots are tried.
+    only. Where memory runs out all the same, half the slots are tried, unless this is done together
+    with other ranks, token by token: then all must do the same, and who runs out raises.
     progress: called after every step.
     A sample ends unfinished after `max_new_tokens`, or where the context is full. A request that
     cannot be served, because its prompt fills the context or one sample of it is more than
@@ -64,7 +66,15 @@ def generate(
     tell = progress or (lambda progress: None)
     count = _processes(model, requests, kv_bytes) if processes is None else processes
     each = -(-slots // count)
-    make = partial(_make, model, decoding=decoding, seed=seed, slots=each, kv_bytes=kv_bytes)
+    make = partial(
+        _make,
+        model,
+        decoding=decoding,
+        seed=seed,
+        slots=each,
+        kv_bytes=kv_bytes,
+        together=together,
+    )
     if count > 1:
         return over_processes(make, requests, decoding.max_new_tokens, count, tell)
     return make(requests, tell)
@@ -88,6 +98,7 @@ def _make(
     seed: int,
     slots: int,
     kv_bytes: int | None,
+    together: bool,
 ) -> list[list[Sample]]:
     """The samples, in this process."""
     training = model.training
@@ -97,7 +108,7 @@ def _make(
             try:
                 return _run(model, requests, decoding, seed, slots, kv_bytes, tell)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if together or not out_of_memory(error):
                     raise
                 if slots == 1:
                     raise ValueError(f"not even one sample at a time fits: {error}") from error
@@ -163,19 +174,22 @@ def stream(model: Llama, request: Request, decoding: Decoding, *, seed: int) -> 
 
 
 def _room(model: Llama, kv_bytes: int | None) -> float:
-    """The cache's bound in tokens: of kv_bytes or, on a GPU, of most of what is free there, or free
-    again in torch's hands.
-
-    Ordinary memory has no such bound: it would be shared with who knows whom.
-    """
+    """The cache's bound in tokens: of kv_bytes or of what there is."""
     weight = next(model.parameters())
-    room: float = math.inf if kv_bytes is None else kv_bytes
-    if kv_bytes is None and weight.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(weight.device)
-        unused = torch.cuda.memory_reserved(weight.device)
-        unused -= torch.cuda.memory_allocated(weight.device)
-        room = int(FREE_SHARE * (free + unused))
-    return room / token_bytes(model.config, weight.dtype)
+    room = bytes_at_hand(weight.device) if kv_bytes is None else kv_bytes
+    return math.inf if room is None else room / token_bytes(model.config, weight.dtype)
+
+
+def bytes_at_hand(device: torch.device) -> int | None:
+    """For a cache: on a GPU most of what is free there, or free again in torch's hands.
+
+    Ordinary memory has no such bound, None: it would be shared with who knows whom.
+    """
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(FREE_SHARE * (free + unused))
 
 
 def _limit(request: Request, decoding: Decoding, config: LlamaConfig) -> int:

@@ -21,6 +21,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from llama.parallel import Group
+from llama.team import Team
 from sampling.batch import Sample
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ def over_ranks(
     make: Callable[[list[Request]], list[list[Sample]]],
     requests: Sequence[Request],
     new: int,
-    group: Group,
+    group: Group | Team,
 ) -> list[list[Sample]]:
     """The samples of all requests in their order, on all ranks, each having made a part."""
     order = dearest_first(requests, new)

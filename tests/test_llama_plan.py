@@ -19,7 +19,7 @@ from dpo.logprobs import CHUNK_LOGITS
 from llama import PRESETS, Llama, LlamaConfig
 from llama.__main__ import main
 from llama.plan import Training, kept_by_block, kv_bytes, sampling, saved_by_block, training
-from loop.memory import OURS, advice, needs, sampling_sizes, train_size
+from loop.memory import OURS, advice, needs, sampling_sizes, table, team_size, train_size
 from loop.options import parse_arguments
 
 SMALL = LlamaConfig(
@@ -174,21 +174,34 @@ def test_what_is_advised_fits(name: str, ranks: int) -> None:
     memory, config = 80 * 2**30, PRESETS[name]
     settings = parse_arguments(["--preset", "paper"])
     said = list(advice(settings, config, ranks, memory))
-    found = needs(settings, config, ranks)
+    found = needs(settings, config, ranks, memory)
     too_large = [phase for phase in found if found[phase].total > OURS * memory]
     assert too_large and [line.partition(":")[0] for line in said] == too_large
     for line in said:
         phase, _, rest = line.partition(":")
-        if "replica" in rest:
-            assert name == "70B"
-            continue
         words = [word for change in re.findall(r"--set (\S+?)(?:[,:]|$)", rest)
                  for word in ("--set", change)]  # fmt: skip
         more = re.search(r"(\d+) ranks", rest)
         changed = parse_arguments(["--preset", "paper", *words])
-        need = needs(changed, config, int(more[1]) if more else ranks)[phase]
+        need = needs(changed, config, int(more[1]) if more else ranks, memory)[phase]
         assert need.total <= OURS * memory
     assert not list(advice(settings, config, ranks, 1e15))
+
+
+def test_a_model_too_large_for_a_rank_is_sampled_from_by_several() -> None:
+    """70B on eight of 80 GB; a replica where the weights leave half of the card."""
+    settings, config, memory = parse_arguments(["--preset", "paper"]), PRESETS["70B"], 80 * 2**30
+    assert needs(settings, config, 8)["sampling"].parts["weights"] > memory  # a replica
+    *_, said = table(settings, config, 8, memory)
+    assert "fits, a model on 4 ranks, 128 samples at a time" in said
+    part = needs(settings, config, 8, memory)["sampling"].parts["weights"]
+    assert part == pytest.approx(2 * config.parameter_count / 4, rel=1e-3)
+    for name, team in (("7B", 1), ("13B", 1), ("70B", 4)):
+        assert team_size(PRESETS[name], 2, 8, memory, None) == team
+    assert team_size(config, 2, 8, 24 * 2**30, None) == 8  # even all of them leave little room
+    assert team_size(config, 2, 1, memory, None) == 1
+    [said] = [line for line in advice(settings, config, 1, memory) if line.startswith("sampling")]
+    assert "machine.sample_tp=4, on machines of 4 ranks" in said
 
 
 def test_the_face_tells_each_phase(capsys, tmp_path) -> None:
@@ -201,6 +214,8 @@ def test_the_face_tells_each_phase(capsys, tmp_path) -> None:
         (["--model", str(tmp_path)], "no checkpoint directory"),
         (["--model", "7B", "--gpu-memory", "80"], "such as 80G"),
         (["--model", "7B", "--gpus", "0"], "--gpus 0"),
+        (["--model", "7B", "--gpus", "2", "--set", "machine.sample_tp=4"], "teams of 4"),
+        (["--model", "7B", "--gpus", "3", "--set", "machine.sample_tp=3"], "to 3 ranks"),
         (["--model", "7B", "--set", "sft.recompte=true"], "did you mean sft.recompute"),
     ):
         assert main(["plan", *arguments]) == 2

@@ -23,8 +23,8 @@ for assignment in (
     SMALLEST += ["--set", assignment]
 
 
-def begin(*launcher: str, run: Path) -> subprocess.Popen:
-    command = [sys.executable, *launcher, "train.py", *SMALLEST, "--run-dir", str(run)]
+def begin(*launcher: str, run: Path, how: tuple[str, ...] = ()) -> subprocess.Popen:
+    command = [sys.executable, *launcher, "train.py", *SMALLEST, "--run-dir", str(run), *how]
     pipe = subprocess.PIPE
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -61,8 +61,11 @@ def one(tmp_path_factory):
     return run
 
 
-def test_two_ranks_sample_the_same_rows_and_train_the_same(one, tmp_path):
-    """From M1 as one process made it: its rows, to the byte; then M2's training."""
+@pytest.mark.parametrize("team", [1, 2])
+def test_two_ranks_sample_the_same_rows_and_train_the_same(one, tmp_path, team: int):
+    """From M1 as one process made it: its rows, to the byte; then M2's training. Each rank with a
+    replica, or both with one.
+    """
     run = tmp_path / "two"
     shutil.copytree(one, run)
     rows = sorted(path.relative_to(run) for path in run.glob("M1/*.json*"))
@@ -73,8 +76,9 @@ def test_two_ranks_sample_the_same_rows_and_train_the_same(one, tmp_path):
         (run / path).unlink()
     shutil.rmtree(run / "M2")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    said = end(begin(*torchrun, run=run))
+    said = end(begin(*torchrun, run=run, how=("--set", f"machine.sample_tp={team}")))
     assert "2 ranks (cpu), cut across 2 ranks" in said
+    assert ("in teams of 2 ranks" in said) == (team == 2)
     for path in rows:
         assert (run / path).read_bytes() == (one / path).read_bytes(), path
         assert said.count(f"({path})") == 1 and f"done before ({path})" not in said
