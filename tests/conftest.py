@@ -15,6 +15,7 @@ class Alone:
     """The group of a run that has one rank, without torch."""
 
     is_main = True
+    machine_ranks = 1
 
     def barrier(self) -> None:
         pass

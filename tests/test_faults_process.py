@@ -88,7 +88,7 @@ def test_memory_that_runs_out_anywhere_is_one_line_and_the_run_goes_on(
         raise error
 
     def fill() -> None:
-        models.load = full  # a model that is to sample, after M1 was trained
+        models.load_replica = full  # a model that is to sample, after M1 was trained
 
     run = tmp_path / "run"
     assert after(fill, world, run) == 2
@@ -101,7 +101,7 @@ def test_an_error_of_ours_keeps_its_trace(world: Path, tmp_path: Path) -> None:
         raise RuntimeError("shape mismatch")
 
     def breaks() -> None:
-        models.load = broken
+        models.load_replica = broken
 
     assert after(breaks, world, tmp_path / "run") not in (0, 2)
     assert "Traceback" in said(tmp_path / "run")

@@ -111,7 +111,8 @@ def test_a_process_that_is_killed_is_told() -> None:
 
 
 LEFT_ALONE = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path[:0] = ["tests"]
 from sampling.spread import Progress, Request, over_processes
 
