@@ -34,7 +34,8 @@ bench: .venv/installed-tests
 bench-gpu: .venv/installed-tests
 	$(BIN)/python -m bench.gpu --out bench/gpu.md
 
-# The loop against its controls over five seeds; over half an hour, and it goes on where it was stopped.
+# The loop against its controls over five seeds, and its ablations over three: well over an hour, and it
+# goes on where it was stopped.
 controls: .venv/installed
 	$(BIN)/python -m controls
 

@@ -98,7 +98,7 @@ def test_the_readmes_make_and_train_commands_are_understood():
         elif "train.py" in words:
             parse_arguments(words[words.index("train.py") + 1 :])
         elif words[1:3] == ["-m", "loop"]:
-            assert parse_loop(words[3:]).command in ("compare", "export")
+            assert parse_loop(words[3:]).command in ("compare", "trace", "export")
         elif "-m" in words:
             assert (ROOT / words[words.index("-m") + 1].replace(".", "/")).exists()
 
