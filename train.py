@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from judge import answer_pairs, judge_responses, load_rubric, make_eft, ranked_items
+from judge import answer_pairs, judge_responses, load_rubric
 from loop.choice import Choice
 from loop.command import run_command
 from loop.evaluate import Evaluation
 from loop.meta import MetaRewarding
 from loop.models import BASELINE, Example, Models
+from loop.practice import Practice
 from loop.rows import Row, Rows, as_items
 from loop.run import Run
 from loop.settings import Settings
@@ -33,11 +34,10 @@ class SelfRewarding:
     def __init__(self, run: Run, settings: Settings, given: Start, models: Models) -> None:
         self.run, self.settings, self.given, self.models = run, settings, given, models
         self.rubric = load_rubric(settings.judging.rubric)
-        self.meta = MetaRewarding(run, settings.meta, self.rubric)
+        self.meta = MetaRewarding(run, settings, models, self.rubric)
         self.choice = Choice(run, settings, models, given.seed.validation, self.rubric)
         self.evaluation = Evaluation(run, settings, models, given.seed, self.rubric)
-        if settings.judging.practice and not given.seed.eft_ranked:
-            raise ValueError("no eft_ranked.jsonl to practise on: add it, or judging.practice=0")
+        self.practice = Practice(run, settings.judging, given.seed.eft_ranked)
         self.first = 1 if given.seed.eft else 0  # 0: SFT on IFT alone, to make the EFT rows
 
     def train(self) -> int:
@@ -58,7 +58,7 @@ class SelfRewarding:
         responses = self.answer(t, prompts)
         judgements = self.judge(t, prompts, responses)
         pairs = self.pair(t, prompts, responses, judgements)
-        pairs += self.judge_judgements(t, prompts, responses, judgements)
+        pairs += self.meta.pairs(t, self.name(t), prompts, responses, judgements)
         replay = self.seed_examples() + self.practise(t)
         self.choice.dpo(self.name(t + 1), self.model(t), pairs, replay)
 
@@ -98,26 +98,12 @@ class SelfRewarding:
     def pair(self, t: int, prompts: Rows, responses: Rows, judgements: Rows) -> Rows:
         """The best answer of each prompt against the worst."""
         make = partial(answer_pairs, prompts, responses, judgements, **self.settings.pairs.choosing)
-        name = self.name(t)
-        return self.run.rows(f"{name}/pairs.jsonl", make, f"{name}: preference pairs")
-
-    def judge_judgements(self, t: int, prompts: Rows, responses: Rows, judgements: Rows) -> Rows:
-        """Meta-Rewarding, if it is on: an answer's best judgement against its worst."""
-        complete, rows = self.models.complete(self.model(t)), (prompts, responses, judgements)
-        return self.meta.pairs(t, self.name(t), complete, *rows, seed=self.seed(t))
+        return self.run.rows(f"{self.name(t)}/pairs.jsonl", make, f"{self.name(t)}: making pairs")
 
     def practise(self, t: int) -> list[Example]:
         """M_t judges what people ranked; where its scores say the same, they are learnt from."""
-        sets, how = self.given.seed.eft_ranked, self.settings.judging
-        file, k, most = ("practice", how.practice, None) if t else ("eft", how.k, how.eft_rows)
-        path, title = f"{self.name(t)}/{file}", f"{self.name(t)}: practising to judge"
-        if not k:
-            return []
-        ask = partial(self.ask_judge, t, ranked_items(sets), k)
-        judged = self.run.rows(f"{path}_judgements.jsonl", ask, title)
-        make = partial(make_eft, sets, judged, seed=self.seed(t), most=most)
-        agreeing = self.run.rows(f"{path}.jsonl", make, f"{title}, what agrees with people")
-        return self.judged(agreeing) + self.meta.examples(sets, judged)
+        rows, judged = self.practice.rows(t, self.name(t), partial(self.ask_judge, t), self.seed(t))
+        return self.judged(rows) + self.meta.examples(self.practice.sets, judged)
 
     def evaluate(self, t: int) -> None:
         """Both axes. Only here the truth, where there is one, is seen; nothing learns from it."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from controls.arms import Arm
-from controls.branch import Branch
+from controls.shared import Shared
 from judge import Rubric
 from llama.parallel import Group
-from loop.choice import Pairs, link_files
+from loop.choice import Pairs
 from loop.models import Example, Models
 from loop.rows import Rows, as_items
 from loop.run import Run
@@ -58,11 +58,7 @@ class NoEft(OwnM1, OwnDpo):
         """Without pairs there is nothing to learn, and the next model is the one before."""
         if len(pairs) >= self.settings.pairs.minimum:
             return super().dpo(name, start, pairs, replay)
-
-        def stay(out: Path) -> None:
-            link_files(start, out)
-
-        return self.run.directory(name, stay, f"{name}: no pairs, as before")
+        return self.run.copy(name, start, {}, f"{name}: no pairs, as before")
 
 
 class MultipleChoice(OwnM1):
@@ -113,13 +109,13 @@ class Ablation:
     def begin(self, run: Run, settings: Settings, given: Start, group: Group) -> Arm:
         """The loop with the change; it is evaluated as the loop is."""
         place = self.label.replace(" ", "-")
-        branch = Branch(run, place, self.own)
+        shared = Shared(run, place, self.own)
         changed = replace(
             settings,
             **{part: replace(getattr(settings, part), **how) for part, how in self.change.items()},
         )
         kind: type[Arm] = type(self.kind.__name__, (self.kind,), {"label": self.label})
-        arm = kind(branch, changed, given, Models(branch, changed, group))
+        arm = kind(shared, changed, given, Models(shared, changed, group))
         arm.evaluation.settings = settings
         return arm
 

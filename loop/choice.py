@@ -8,7 +8,6 @@
 Nothing here sees what the models are measured on: validation prompts are a file of their own.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 
 from dpo.reference import Reference
 from judge import Rubric, judge_responses, mean_score
-from loop.models import Example, Metrics, Models
+from judge.compare import outcome_of_scores
+from loop import axes
+from loop.models import Example, Models
 from loop.rows import Row, Rows, as_items
 from loop.run import Run
 from loop.settings import Settings
@@ -60,13 +61,8 @@ class Choice:
             lambda: choose(name, start, candidates, held_back),
             f"{name}: choosing a checkpoint",
         )
-        counts = self.run.counts(f"{name}.steps")
-
-        def adopt(out: Path) -> Metrics:
-            link_files(candidates[found["chosen"]], out)
-            return counts
-
-        return self.run.directory(name, adopt, f"{name}: {found['chosen']} is chosen")
+        title, chosen = f"{name}: {found['chosen']} is chosen", candidates[found["chosen"]]
+        return self.run.copy(name, chosen, self.run.counts(f"{name}.steps"), title)
 
     def _by_judge(
         self, name: str, start: Path, candidates: Mapping[str, Path], held_back: Pairs
@@ -123,22 +119,15 @@ class Choice:
 
 
 def duel(ours: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> dict[str, int]:
-    """Prompts on which ours scores higher, equal, lower; `unread` where either has no score."""
-    both = [(ours[name], theirs[name]) for name in ours]
-    read = [(a, b) for a, b in both if a is not None and b is not None]
-    return {
-        "wins": sum(a > b for a, b in read),
-        "ties": sum(a == b for a, b in read),
-        "losses": sum(a < b for a, b in read),
-        "unread": len(both) - len(read),
-    }
+    """Prompts on which ours scores higher (`win`), equal, lower; `unread` where either has none."""
+    return axes.count([{"outcome": outcome_of_scores(ours[name], theirs[name])} for name in ours])
 
 
 def last_winner(first: str, duels: Sequence[Row]) -> str:
     """The last of an unbroken row of candidates each of which won over the one before it."""
     chosen = first
     for row in duels:
-        if row["wins"] <= row["losses"]:
+        if row["win"] <= row["loss"]:
             break
         chosen = row["name"]
     return chosen
@@ -161,10 +150,3 @@ def reward_accuracy(policy: Reference, reference: Reference) -> float:
 
 def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def link_files(source: Path, target: Path) -> None:
-    """Links a checkpoint's files into another directory: a name more, not a byte more."""
-    for file in source.iterdir():
-        if file.is_file() and not (target / file.name).exists():
-            os.link(file, target / file.name)

@@ -119,11 +119,15 @@ def layout_line(parameters: int, settings: Settings, group: Group) -> str:
 
 
 def named_inputs(settings: Settings) -> dict[str, Path]:
-    """What the settings name by its place: another prompt writer, a rubric of the user's."""
-    writer, rubric = settings.prompts.writer, settings.judging.rubric
+    """What the settings name by its place: another prompt writer, a rubric of the user's, …"""
+    writer, rubric, meta = settings.prompts.writer, settings.judging.rubric, settings.meta.template
     named = {} if writer in WRITERS else {"writer": Path(writer)}
     if rubric not in SCALES and Path(rubric).is_file():  # `load_rubric` says what is wrong if not
         named["rubric"] = Path(rubric)
+    if Path(meta).is_file():  # a name of ours otherwise, or `load_comparison` says what is wrong
+        named["meta"] = Path(meta)
+    if settings.choice.by == "judge" and settings.choice.judge != "current":
+        named["judge"] = Path(settings.choice.judge)
     return named
 
 

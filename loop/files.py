@@ -104,6 +104,13 @@ def share(source: Path, target: Path) -> None:
         _sync_directory(target.parent)
 
 
+def share_files(source: Path, target: Path) -> None:
+    """`share` for each file of a directory, but for those further inside."""
+    for file in sorted(source.iterdir()):
+        if file.is_file():
+            share(file, target / file.name)
+
+
 def remove(path: Path) -> None:
     """Removes a file or a whole directory; one that is not there is as good as removed."""
     with _naming(path):

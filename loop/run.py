@@ -128,6 +128,17 @@ class Run:
             )
         return full
 
+    def copy(self, path: str, source: Path, counts: Row, description: str) -> Path:
+        """As `directory`, filled with the files of the finished directory `source`, but for those
+        further inside.
+        """
+
+        def make(out: Path) -> Row:
+            self._main_says(lambda: files.share_files(source, out))
+            return counts
+
+        return self.directory(path, make, description)
+
     def publish(self, path: str, data: bytes) -> None:
         """Writes a file that is no stage: made anew each time from what the stages hold."""
         self._main_says(lambda: files.write(self.root / path, data))

@@ -153,9 +153,10 @@ class Board:
         if how.logps:
             logp_B1 = logits_BV.float().log_softmax(dim=-1).gather(1, token_B[:, None])
             _set_where(live_B, self.logp_BN[lanes], at_B1, logp_B1[:, 0])
-        for number, token in enumerate(how.watch):
-            chance_B = probabilities(logits_BV, (token,))[:, 0]
-            _set_where(live_B, self.watched_BNW[lanes, :, number], at_B1, chance_B)
+        if how.watch:
+            chance_BW = probabilities(logits_BV, how.watch)
+            for place, chance_B in enumerate(chance_BW.T):
+                _set_where(live_B, self.watched_BNW[lanes, :, place], at_B1, chance_B)
         self.number["token"][lanes] = torch.where(live_B, token_B, self.number["token"][lanes])
         count_B += live_B
         self.done_B[lanes] |= self.stops_V[token_B] | (count_B >= self.number["limit"][lanes])

@@ -4,11 +4,11 @@ from dataclasses import fields, replace
 
 import pytest
 
-from controls.__main__ import _chosen, main
+from controls.__main__ import ABLATION_SEEDS, _chosen, _rendered, main
 from controls.ablations import ABLATIONS, MultipleChoice, NoEft, ReferenceM1
 from controls.arms import ARMS
-from controls.branch import Branch
 from controls.results import render_ablations
+from controls.shared import Shared
 from loop.options import parse_arguments
 from loop.run import Run
 from seed.start import open_start
@@ -91,7 +91,7 @@ def test_a_branch_keeps_its_stages_beside_the_runs(tmp_path, alone):
     with Run.open(tmp_path, {}, alone) as run:
         run.rows("M1/prompts.jsonl", lambda: [{"id": "p"}], "prompts")
         run.rows("M1/pairs.jsonl", lambda: ([{"id": "loop"}], {"pairs": 1}), "pairs")
-        branch = Branch(run, "arm", ("pairs.jsonl", "answers.jsonl"))
+        branch = Shared(run, "arm", ("pairs.jsonl", "answers.jsonl"))
         assert branch.rows("M1/prompts.jsonl", lambda: 1 / 0, "prompts") == [{"id": "p"}]
         assert not branch.has("M1/pairs.jsonl")
         made = branch.rows("M1/pairs.jsonl", lambda: ([{"id": "arm"}], {"pairs": 2}), "pairs")
@@ -154,3 +154,22 @@ def test_the_table_takes_differences_within_a_seed():
     loop, ablated = render_ablations(runs).splitlines()[-2:]
     assert loop.startswith("| loop | 0.600 [") and "| 8 → 9 | 6.0 |" in loop
     assert ablated.count("-0.100 [-0.100, -0.100]") == 4 and "| 4 → 6 | 5.0 |" in ablated
+
+
+def test_later_seeds_have_no_ablations_and_the_tables_say_what_they_hold():
+    loop = [whole(0.1), whole(0.2), whole(0.5)]
+    runs = [{"loop": loop, "K=1": loop, "random pairs": loop} for _ in range(ABLATION_SEEDS)]
+    runs.append({"loop": loop, "random pairs": loop})
+    text = _rendered(runs, _chosen(["K=1", "random pairs"]))
+    controls, ablations = text.split("# Ablations")
+    assert "4 seeds" in controls and "| random pairs |" in controls and "K=1" not in controls
+    assert "first 3 of" in ablations and "| K=1 |" in ablations and "random" not in ablations
+    assert "# Ablations" not in _rendered(runs, _chosen(["random pairs"]))
+
+
+def whole(value):
+    metrics = ("five_best", "exact_match", "spearman")
+    row = evaluation(value, 8)
+    row["instruction_following"]["truth_score"] = value
+    row["judging"] |= dict.fromkeys(metrics, value)
+    return row

@@ -69,6 +69,7 @@ def choose(tmp_path, alone, how, worth, validation=PROMPTS):
         models = FakeModels(run, worth)
         choice = Choice(run, settings, models, validation, load_rubric("additive_short"))
         path = choice.dpo("M2", run.root / "M1", PAIRS, [])
+        assert not list(path.glob("step-*"))  # a checkpoint, without the candidates
         return (path / "model").read_text(), models
 
 
@@ -118,8 +119,9 @@ def test_nothing_to_choose_by_is_told_at_once(tmp_path, alone):
 def test_what_has_no_score_takes_no_side():
     ours = {"a": 3.0, "b": 2.0, "c": None, "d": 1.0, "e": 4.0}
     theirs = {"a": 2.0, "b": 2.0, "c": 1.0, "d": None, "e": 5.0}
-    assert duel(ours, theirs) == {"wins": 1, "ties": 1, "losses": 1, "unread": 2}
-    drawn = [{"name": "b", "wins": 1, "losses": 1}, {"name": "c", "wins": 9, "losses": 0}]
+    assert duel(ours, theirs) == {"win": 1, "tie": 1, "loss": 1, "unread": 2}
+    assert duel({"a": 0.1 + 0.2}, {"a": 0.3})["tie"] == 1  # in the last bit only they differ
+    drawn = [{"name": "b", "win": 1, "loss": 1}, {"name": "c", "win": 9, "loss": 0}]
     assert last_winner("a", drawn) == "a"
 
 

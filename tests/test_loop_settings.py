@@ -18,7 +18,9 @@ from loop.settings import (
     FILTERS,
     MAY_DIFFER,
     WRITING,
+    Choice,
     Judging,
+    Meta,
     Prompts,
     Settings,
 )
@@ -281,6 +283,9 @@ def test_what_a_setting_names_by_its_place_is_an_input_of_the_run(tmp_path):
     assert named_inputs(named) == {"writer": Path("chat")}  # there is no such file
     mine.write_text("{prompt} {response}")
     assert named_inputs(named) == {"writer": Path("chat"), "rubric": mine}
+    others = Settings(meta=Meta(template=str(mine)), choice=Choice(by="judge", judge="expert"))
+    assert named_inputs(others) == {"meta": mine, "judge": Path("expert")}
+    assert named_inputs(Settings(choice=Choice(judge="expert"))) == {}  # nobody asks it
 
 
 def test_until_plateau_is_a_word_for_two_settings():

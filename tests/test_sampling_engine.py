@@ -1,7 +1,6 @@
 """Continuous batching: parity with `transformers`, and no sample depends on what is beside it."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ from test_llama_model import SHAPES, transformers_twin
 from tiny_llama import GROUPED, tiny_model
 from torch import Tensor
 
-from llama.cache import Cache, token_bytes
-from sampling import batch, engine
+from llama.cache import token_bytes
+from sampling import batch
 from sampling.batch import Decoding, Sample
 from sampling.engine import generate
 from sampling.spread import Progress, Request
@@ -197,54 +196,6 @@ def test_what_cannot_be_served_is_refused_by_name_and_the_rest_goes_on() -> None
     assert [sample.refused is None for sample in among["full"]] == [False] * 2
 
 
-@pytest.mark.parametrize("n", [1, 4])
-def test_peak_memory_is_what_was_predicted(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    """What the cache says that it will hold, when prompts are read, against its tensors' bytes."""
-    said, had = [], []
-    step, decode = batch.Batch.step, Cache.decode
-
-    def says(this: batch.Batch) -> list:
-        said.append(this.cache.tokens_held * token_bytes(MODEL.config, torch.float32))
-        return step(this)
-
-    def has(this: Cache):
-        attend = decode(this)
-        had.append(this.bytes_held)
-        return attend
-
-    monkeypatch.setattr(batch.Batch, "step", says)
-    monkeypatch.setattr(Cache, "decode", has)
-    prompts = [replace(one, token_ids=[9] * 20 + one.token_ids) for one in ragged(40, n)]
-    written(prompts, Decoding(0.8, 0.9, 32), slots=64)  # no stops: all grow to what was predicted
-    assert max(had) == pytest.approx(max(said), rel=0.05)
-    assert all(now <= most for now, most in zip(had, said))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("as if"), RuntimeError("DefaultCPUAllocator: can't"), MemoryError()],
-)
-def test_out_of_memory_halves_the_slots(monkeypatch: pytest.MonkeyPatch, error) -> None:
-    requests, run, tried = ragged(20), engine._run, []
-    among = written(requests)
-
-    def greedy(model, requests, decoding, seed, slots, *rest):
-        tried.append(slots)
-        if slots > 8:
-            raise error
-        return run(model, requests, decoding, seed, slots, *rest)
-
-    monkeypatch.setattr(engine, "_run", greedy)
-    assert written(requests, slots=50) == among
-    assert tried == [50, 25, 12, 6]
-    monkeypatch.setattr(engine, "_run", lambda *args: greedy(*args[:4], 99, *args[5:]))
-    with pytest.raises(ValueError, match="not even one sample at a time fits"):
-        written(requests)
-    monkeypatch.setattr(engine, "_run", lambda *args: torch.zeros(2) + torch.zeros(3))
-    with pytest.raises(RuntimeError, match="size of tensor"):  # another error is not memory's
-        written(requests)
-
-
 def test_nan_in_a_weight_raises_and_the_mode_is_restored() -> None:
     model = tiny_model()
     with torch.no_grad():
@@ -292,19 +243,3 @@ def test_logps_are_those_of_a_forward_pass_over_the_whole_text() -> None:
             chances = logp_TV[start : start + len(sample.token_ids), [5, 300, 5]].exp()
             watched_TW = torch.tensor(sample.watched).view(-1, 3)
             torch.testing.assert_close(watched_TW, chances, atol=1e-6, rtol=1e-4)
-
-
-def test_the_cache_may_take_most_of_what_a_gpu_has_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    a_token = token_bytes(MODEL.config, torch.float32)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * a_token, 100 * a_token))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20 * a_token)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10 * a_token)
-    model = SimpleNamespace(
-        config=MODEL.config,
-        parameters=lambda: iter(
-            [SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)]
-        ),
-    )
-    assert engine._room(model, None) == pytest.approx(64, abs=0.01)  # 0.8 of 70 + 10
-    assert engine._room(model, 30 * a_token) == 30
-    assert engine._room(MODEL, None) == float("inf")

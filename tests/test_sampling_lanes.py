@@ -11,7 +11,6 @@ from test_sampling_engine import (  # noqa: F401  these laws hold for lanes too
     test_logps_are_those_of_a_forward_pass_over_the_whole_text,
     test_nan_in_a_weight_raises_and_the_mode_is_restored,
     test_no_requests_no_samples,
-    test_out_of_memory_halves_the_slots,
     test_samples_are_those_of_the_plain_algorithm,
     test_samples_of_one_request_are_those_of_many,
     test_seed_and_id_change_the_samples_and_nothing_else_does,
@@ -20,6 +19,7 @@ from test_sampling_engine import (  # noqa: F401  these laws hold for lanes too
     test_what_cannot_be_served_is_refused_by_name_and_the_rest_goes_on,
     written,
 )
+from test_sampling_memory import test_out_of_memory_halves_the_slots  # noqa: F401
 from test_sampling_shared import templated
 from tiny_llama import tiny_model
 

@@ -7,14 +7,11 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 
-from judge import load_rubric
-from loop.meta import MetaRewarding
 from loop.run import Run
-from loop.settings import Judging, Meta, Prompts, Settings
+from loop.settings import Judging, Prompts, Settings
 from seed.read import Seed
 from seed.start import Start
 from train import SelfRewarding
@@ -187,66 +184,6 @@ def test_the_loop_goes_on_until_its_evaluation_says_that_it_ended(ends_at, last)
     assert steps == expected
 
 
-class OneJudge:
-    """Judges "good" 5 and "bad" 1 in the first round for set a, the wrong way round for set b."""
-
-    def __init__(self):
-        self.asked = []
-
-    def __call__(self, prompts, ids, n, **how):
-        self.asked += ids
-        scores = {"a.0": (5, 1), "a.1": (1, 1), "b.0": (1, 2), "b.1": (5, 2)}
-        return [[Said(f"Score: {scores[key][k]}") for k in range(n)] for key in ids]
-
-
-class Said(NamedTuple):
-    text: str
-    finished: bool = True
-
-
-def rows_alone(path, make, title):
-    made = make()
-    return made[0] if isinstance(made, tuple) else made
-
-
-def practising(k, judge, meta=None):
-    loop = object.__new__(SelfRewarding)
-    answers = [{"text": "good", "rank": 0}, {"text": "bad", "rank": 1}]
-    sets = [{"id": name, "prompt": f"prompt {name}", "responses": answers} for name in "ab"]
-    loop.run = SimpleNamespace(rows=rows_alone, root=Path("run"))
-    loop.given = SimpleNamespace(seed=SimpleNamespace(eft_ranked=sets))
-    loop.models = SimpleNamespace(complete=lambda path: judge)
-    loop.settings = Settings(judging=Judging(practice=k))
-    loop.rubric = load_rubric("additive_short")
-    loop.meta = MetaRewarding(loop.run, meta or Meta(), loop.rubric)
-    return loop.practise(1)
-
-
-def test_practice_keeps_the_judgements_that_agree_with_people():
-    judge = OneJudge()
-    examples = practising(2, judge)
-    render = load_rubric("additive_short").render
-    kept = {render("prompt a", "good"): "Score: 5", render("prompt a", "bad"): "Score: 1"}
-    assert dict(examples) == kept and len(examples) == 2
-    assert judge.asked == ["a.0", "a.1", "b.0", "b.1"]
-
-
-def test_the_meta_judge_practises_on_the_same_judgements():
-    plain, both = (
-        practising(2, OneJudge(), meta)
-        for meta in (Meta(), Meta(prompts=1, practice=True, template="meta_short"))
-    )
-    assert both[: len(plain)] == plain
-    # in round 0 both answers of set a are judged as people do, in round 1 only "good" otherwise
-    assert [verdict for _, verdict in both[len(plain) :]] == ["Better: A", "Better: B"]
-    assert "A: Score: 5\nB: Score: 1\n" in both[len(plain)][0]
-
-
-def test_without_practice_nobody_is_asked():
-    judge = OneJudge()
-    assert practising(0, judge) == [] and judge.asked == []
-
-
 class Watched:
     """Stands for the models: remembers which is trained from which, on how much."""
 
@@ -289,7 +226,7 @@ def test_every_step_of_iteration_t_is_done_by_its_model(writer, tmp_path, alone,
     }
     for name, rows in made.items():
         monkeypatch.setattr(f"train.{name}", does(name, rows))
-    monkeypatch.setattr("train.make_eft", lambda *args, **how: ([], {}))
+    monkeypatch.setattr("loop.practice.make_eft", lambda *args, **how: ([], {}))
     row = {"id": "1", "prompt": "i", "response": "a", "judgement": "Score: 5", "score": 5}
     ranked = [{"id": "r", "prompt": "q", "responses": rank}]
     seed = Seed(ift=[row], eft=[row], ranked=ranked, held_out=[row], eft_ranked=ranked)

@@ -10,7 +10,7 @@ from loop.run import Run
 Made = Sequence[Mapping[str, Any]]
 
 
-class Branch(Run):
+class Shared(Run):
     """The stages of M1 that `own` names lie in the arm's own directory; the rest of M1 is shared.
 
     Everything else goes to the run as it is.
