@@ -76,9 +76,9 @@ class Ending(Llama):
         super().__init__(config)
         self.end = end
 
-    def forward(self, tokens_BT: Tensor, attend: Any = None, head: Any = None) -> Any:
+    def forward(self, tokens_BT: Tensor, attend: Any = None, *how: Any, **more: Any) -> Any:
         """As `Llama`'s; a single token a row is decoding."""
-        logits_BTV = super().forward(tokens_BT, attend, head)
+        logits_BTV = super().forward(tokens_BT, attend, *how, **more)
         if attend is not None and tokens_BT.shape[1] == 1:
             at_end = EOS_AT_END + math.log(self.config.vocab_size)
             logits_BTV[..., EOS] = at_end + EOS_SLOPE * (attend.positions_BT - self.end)

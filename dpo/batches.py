@@ -8,7 +8,7 @@ travel together:
   sorted, in groups   12 34 67 89
   groups shuffled     67 12 | 89 34       two steps of long and short items, neighbours alike
 ```
-Then a step is sorted and cut where padding costs least (`cut`).
+Then a step is sorted and cut where padding costs least (`cut`), and dealt to those who share it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ OVERHEAD = 128  # what one more micro-batch costs, in tokens: kernels must be la
 Item = TypeVar("Item")
 
 
-def cut(lengths: Ints, budget: int, overhead: int = OVERHEAD) -> list[int]:
-    """Where to cut ascending lengths into micro-batches: the ends of the parts.
+def cut(lengths: Ints, budget: int, parts: int = 1, overhead: int = OVERHEAD) -> list[int]:
+    """Where to cut ascending lengths into turns, whose rows are dealt to `parts`: the turns' ends.
 
-    Minimises Σ (rows · longest + overhead); each part has at most `budget` tokens, padding
-    included, or is a single row:
+    Minimises Σ (rows of a part · longest + overhead); a part of a turn has at most `budget` tokens,
+    padding included, or is a single row. With one part:
     `best[j] = min over i < j of best[i] + (j - i) · length[j-1] + overhead`.
     """
     n = len(lengths)
     best, start_of = np.zeros(n + 1), np.zeros(n + 1, dtype=np.int64)
     for j in range(1, n + 1):
         longest = int(lengths[j - 1])
-        first = max(0, min(j - 1, j - budget // longest))
-        cost = best[first:j] + np.arange(j - first, 0, -1) * longest
+        first = max(0, j - max(1, budget // longest) * parts)
+        rows = -(-np.arange(j - first, 0, -1) // parts)
+        cost = best[first:j] + rows * longest
         choice = int(cost.argmin())
         start_of[j], best[j] = first + choice, cost[choice] + overhead
     ends = []
@@ -53,17 +54,16 @@ def cut(lengths: Ints, budget: int, overhead: int = OVERHEAD) -> list[int]:
 def micro_batches(lines: Sequence[Line], budget: int, parts: int = 1) -> list[list[Line]]:
     """A step's lines as micro-batches of at most `budget` tokens, in a number that `parts` divides.
 
-    Rank r of `parts` takes every parts-th from the r-th on: neighbours in the list are alike, so
-    the ranks, which go in step, wait little. Fewer lines than parts leave some of them empty.
+    Part r of `parts` takes every parts-th from the r-th on. Lines are dealt like cards, the shorter
+    ones first, so parts that go in step wait little. Fewer lines than parts leave some of them
+    empty.
     """
     ordered = sorted(lines, key=lambda line: (len(line), line.index))
-    ends = cut(np.array([len(line) for line in ordered]), budget)
-    micros = [list(ordered[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
-    while len(micros) % parts:
-        most = max(range(len(micros)), key=lambda m: len(micros[m]))
-        half = len(micros[most]) // 2
-        micros[most : most + 1] = [micros[most][:half], micros[most][half:]]
-    return micros
+    ends = cut(np.array([len(line) for line in ordered]), budget, parts)
+    turns = [range(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+    return [
+        [ordered[n] for n in turn if n % parts == part] for turn in turns for part in range(parts)
+    ]
 
 
 class Dealer(Generic[Item]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -22,12 +22,14 @@ from tqdm import tqdm
 
 from dpo.blocks import running_blocks
 from dpo.checkpoint import load_training, read_state, save_training
+from dpo.crew import Measured, crew
 from dpo.lines import Line, pad
 from dpo.logprobs import chunk_for, chunked_logps
-from dpo.objectives import Job, Objective
+from dpo.objectives import Objective
 from dpo.optimizer import clip_grad_norm, make_optimizer
 from dpo.records import Records
 from dpo.settings import MAY_CHANGE, TrainSettings
+from llama.children import one_thread
 from llama.model import Llama
 from llama.parallel import Group, sync_copies
 from llama.shortage import out_of_memory
@@ -43,11 +45,10 @@ def forward_logps(model: Llama, lines: Sequence[Line], device: torch.device) -> 
     batch = pad(lines).to(device)
     chunk = chunk_for(model.config.vocab_size)
 
-    def head(hidden_BTC: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-        scored = batch.source_N, batch.target_N, batch.count_S
-        return chunked_logps(hidden_BTC, project, *scored, chunk)
+    def head(hidden_NC: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        return chunked_logps(hidden_NC, project, batch.target_N, batch.count_S, chunk)
 
-    logp_S: Tensor = model(batch.tokens_BT, batch.attend, head)
+    logp_S: Tensor = model(batch.tokens_BT, batch.attend, head, batch.source_N)
     return logp_S
 
 
@@ -86,9 +87,11 @@ class Descent:
         seed: int,
         group: Group,
         directory: Path | None,
+        processes: int = 1,
     ) -> None:
         self.model, self.objective, self.settings = model, objective, settings
         self.seed, self.group, self.directory = seed, group, directory
+        self.processes = processes  # of this rank; each takes a part of a step's jobs
         self.steps = settings.steps(objective.steps_per_epoch)
         self.optimizer = make_optimizer(model, settings, BETAS)
 
@@ -108,9 +111,11 @@ class Descent:
         is_main, started, tokens = self.group.is_main, time.perf_counter(), 0
         records = Records(self.directory if is_main else None, progress.record_bytes)
         bar = tqdm(desc=description, initial=progress.step, total=self.steps, disable=not is_main)
-        with records, bar, _training(self.model, self.settings):
+        together = crew(self.model, self._accumulate, self.processes)
+        with records, bar, _training(self.model, self.settings), together as accumulate:
             while progress.step < self.steps:
-                record = self._step(progress.step)
+                with one_thread() if self.processes > 1 else nullcontext():
+                    record = self._step(progress.step, accumulate)
                 records.add(record)
                 progress.count(record)
                 if after_step is not None:
@@ -127,36 +132,47 @@ class Descent:
         speed = {"seconds": seconds, "tokens_per_second": tokens / seconds}
         return {**progress.record, **counts, **speed}
 
-    def _step(self, step: int) -> Record:
+    def _step(self, step: int, accumulate: Callable[[int], list[Measured]]) -> Record:
         """One update of the weights, or none if loss or gradient is not finite; its record."""
-        jobs = self.objective.jobs(step, self.group.world_size)
         rate = self.settings.learning_rate_at(step, self.steps)
-        where = self.group.phase(f"training step {step}")
-        with where, _dropout_seeded(self.group, self.seed, step), self._naming_memory(step):
-            shares = self._accumulate(jobs[self.group.rank :: self.group.world_size])
+        with self.group.phase(f"training step {step}"), self._naming_memory(step):
+            shares = self._added_up(accumulate(step))
             norm = clip_grad_norm(self.model, self.settings.clip, self.group)
             if isfinite(shares["loss"]) and isfinite(norm):
                 for parameters in self.optimizer.param_groups:
                     parameters["lr"] = rate
                 self.optimizer.step()
             self.optimizer.zero_grad()
-        tokens = sum(len(line) for job in jobs for line in job.lines)
-        numbers = {**shares, "grad_norm": norm, "learning_rate": rate, "tokens": tokens}
+        numbers = {**shares, "grad_norm": norm, "learning_rate": rate}
         finite = {name: value if isfinite(value) else None for name, value in numbers.items()}
-        return {"step": step, **finite}
+        return {"step": step, **finite, "tokens": int(shares["tokens"])}
 
-    def _accumulate(self, jobs: Sequence[Job]) -> dict[str, float]:
-        """Gradients of this rank's jobs, added up; the shares, added up over all ranks."""
+    def _accumulate(self, step: int, part: int) -> Measured:
+        """Gradients of one part of this rank's jobs, added up; and so their shares."""
+        first, every = self.group.rank * self.processes + part, self._parts
+        jobs = self.objective.jobs(step, every)[first::every]
         measured: dict[str, list[Tensor]] = {}
-        for left, job in zip(range(len(jobs))[::-1], jobs):
-            sync_copies(self.model, self.group, now=left == 0)
-            shares = job.measure(forward_logps(self.model, job.lines, self.group.device))
-            shares["loss"].backward()
-            for name, share in shares.items():
-                measured.setdefault(name, []).append(share.detach().double())
+        with _dropout_seeded(self.group, self.seed, step, first):
+            for left, job in zip(range(len(jobs))[::-1], jobs):
+                sync_copies(self.model, self.group, now=left == 0)
+                shares = job.measure(forward_logps(self.model, job.lines, self.group.device))
+                shares["loss"].backward()
+                for name, share in shares.items():
+                    measured.setdefault(name, []).append(share.detach().double())
         names = sorted(measured)
         totals = torch.stack([torch.stack(measured[name]).sum() for name in names])
-        return dict(zip(names, self.group.sum(totals.tolist())))  # the one wait for the device
+        tokens = sum(len(line) for job in jobs for line in job.lines)
+        return dict(zip(names, totals.tolist())) | {"tokens": tokens}  # the one wait for the device
+
+    def _added_up(self, measured: Sequence[Measured]) -> Measured:
+        """The shares of all parts, of all ranks."""
+        names = sorted(measured[0])
+        totals = [sum(one[name] for one in measured) for name in names]
+        return dict(zip(names, self.group.sum(totals)))
+
+    @property
+    def _parts(self) -> int:
+        return self.group.world_size * self.processes
 
     def _save(self, identity: Record, progress: Progress) -> None:
         if self.directory is not None:
@@ -214,10 +230,10 @@ def _training(model: Llama, settings: TrainSettings) -> Iterator[None]:
 
 
 @contextmanager
-def _dropout_seeded(group: Group, seed: int, step: int) -> Iterator[None]:
-    """Dropout draws from the global generators: seeded by (seed, step, rank), then restored."""
+def _dropout_seeded(group: Group, seed: int, step: int, part: int) -> Iterator[None]:
+    """Dropout draws from the global generators: seeded by (seed, step, part), then restored."""
     cards = [group.device] if group.device.type == "cuda" else []
-    bits = np.random.SeedSequence([seed, step, group.rank]).generate_state(1, np.uint64)
+    bits = np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)
     with torch.random.fork_rng(cards):
         torch.manual_seed(int(bits[0]))
         yield

@@ -52,26 +52,24 @@ def cross_entropy(logits_V: Tensor, target: Tensor) -> Tensor:
 
 
 def chunked_logps(
-    hidden_BTC: Tensor,
+    hidden_NC: Tensor,
     project: Callable[[Tensor], Tensor],
-    source_N: Tensor,
     target_N: Tensor,
     count_S: Tensor,
     chunk: int,
 ) -> Tensor:
     """Summed log-probability [S] of each sequence, without ever holding all logits.
 
-    source_N: places in the flattened [B·T] hidden states whose logits score the tokens target_N;
-      one sequence's are neighbours, count_S (int64) says how many each has.
+    hidden_NC: of the tokens whose logits score the tokens target_N; one sequence's are neighbours,
+      count_S (int64) says how many each has.
     project: hidden [..., C] to logits [..., V].
     chunk: tokens at a time. Each chunk is computed again in the backward pass, unless it is all.
     """
-    hidden_NC = hidden_BTC.flatten(0, 1).index_select(0, source_N)
 
     def logps(hidden_NC: Tensor, target_N: Tensor) -> Tensor:
         return -cross_entropy(project(hidden_NC), target_N)
 
-    if len(source_N) <= chunk:
+    if len(target_N) <= chunk:
         logp_N = logps(hidden_NC, target_N)
     else:
         parts = zip(hidden_NC.split(chunk), target_N.split(chunk), strict=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dpo.crew import REMEDY
 from dpo.lines import Line, Pair, Row
+from llama.children import in_processes
 from llama.files import replacing
 from llama.parallel import Group
 
@@ -34,18 +37,19 @@ def reference_logps(
     key: str,
     directory: Path | None,
     group: Group,
+    processes: int = 1,
 ) -> Reference:
     """Summed response log-probabilities in fp32 (chosen [P], rejected [P]); `directory` keeps them.
 
     forward: lines of pairs to their log-probabilities [2 · lines], chosen and rejected in turn.
-    micros: micro-batches that hold every pair once; the ranks take turns.
+    micros: micro-batches that hold every pair once; the ranks take turns, and each one's processes.
     key: says what the numbers depend on (`reference_key`); a file with another key is replaced.
     """
     file = None if directory is None else directory / FILE
     found = _read(file, key) if file and group.is_main else None
     known: Reference | None = group.broadcast_object(found)
     if known is None:
-        known = _compute(forward, micros, group)
+        known = _compute(forward, list(micros), group, processes)
         if file and group.is_main:
             with replacing(file) as draft:
                 save_file(dict(zip(("chosen", "rejected"), known)), draft, {"key": key})
@@ -80,13 +84,19 @@ def _read(file: Path, key: str) -> Reference | None:
 
 
 def _compute(
-    forward: Callable[[list[Line]], Tensor], micros: Iterable[list[Line]], group: Group
+    forward: Callable[[list[Line]], Tensor], micros: list[list[Line]], group: Group, processes: int
 ) -> Reference:
-    known: list[tuple[int, float, float]] = []
-    with torch.no_grad():
-        for lines in list(micros)[group.rank :: group.world_size]:
-            logp_P2 = forward(lines).view(-1, 2).tolist()
-            known += [(line.index, c, r) for line, (c, r) in zip(lines, logp_P2)]
-    index, chosen, rejected = zip(*sorted(group.gather_rows(known)))
+    parts = group.world_size * processes
+
+    def of_part(part: int) -> list[tuple[int, float, float]]:
+        known = []
+        with torch.no_grad():
+            for lines in micros[group.rank * processes + part :: parts]:
+                logp_P2 = forward(lines).view(-1, 2).tolist()
+                known += [(line.index, c, r) for line, (c, r) in zip(lines, logp_P2)]
+        return known
+
+    known = chain.from_iterable(in_processes(of_part, processes, REMEDY))
+    index, chosen, rejected = zip(*sorted(group.gather_rows(list(known))))
     assert list(index) == list(range(len(index))), "a pair is missing or there twice"
     return torch.tensor(chosen), torch.tensor(rejected)

@@ -18,9 +18,11 @@ from dpo.objectives import DPO, SFT
 from dpo.reference import Reference, reference_key, reference_logps, rows_key
 from dpo.settings import TrainSettings
 from llama import fingerprint
+from llama.children import most_processes
 from llama.model import Llama
 from llama.parallel import Group
 
+LARGEST = 2**26  # weights: of a larger model threads share the products well enough
 PROBES = 64  # SFT data are known again by this many rows: reading all would mean encoding all
 
 
@@ -33,12 +35,15 @@ def train_sft(
     group: Group,
     directory: Path | None = None,
     description: str = "SFT",
+    processes: int | None = None,
 ) -> dict[str, float]:
     """Trains `model` in place on the response tokens of `rows`.
 
     rows: may encode lazily; each is read when its turn comes, once an epoch.
     directory: gets `train.jsonl`, a line a step, and every `save_every` steps the frozen run, from
       which the same call goes on to the same bytes (`forget` removes it). None: nothing is kept.
+    processes: that share a step's rows; by default one a thread of torch's, on a CPU and for a
+      small model. It changes the speed, and how sums are rounded.
     Returns the last step's metrics and `steps, skipped, tokens, seconds, tokens_per_second`.
     Raises ValueError, naming the row or the step, for data that cannot be trained on, for a
     directory that holds another run, where loss or gradient stay infinite or NaN, and where memory
@@ -50,7 +55,10 @@ def train_sft(
     data = f"{len(rows)} rows {rows_key(rows[i] for i in probes)}"
     objective = SFT(dealer, settings)
     _reshard(model)
-    descent = Descent(model, objective, settings, seed=seed, group=group, directory=directory)
+    count = _processes(model, settings, group, processes)
+    descent = Descent(
+        model, objective, settings, seed=seed, group=group, directory=directory, processes=count
+    )
     return descent.run({"data": data, "model": fingerprint(model)}, description)
 
 
@@ -66,6 +74,7 @@ def train_dpo(
     description: str = "DPO",
     after_step: Callable[[int, int], None] | None = None,
     reference: Reference | None = None,
+    processes: int | None = None,
 ) -> dict[str, float]:
     """Trains `model` in place by DPO on `pairs`; the reference is the model as it is given, or what
     is given of another one's log-probabilities (`pair_logps`).
@@ -81,16 +90,20 @@ def train_dpo(
     if settings.replay_weight:
         replayed = Dealer(replay, partial(row_line, longest=longest), size, seed)
     start = fingerprint(model)
-    key = reference_key(start, pairs)
+    key, count = reference_key(start, pairs), _processes(model, settings, group, processes)
     data = f"{len(pairs)} pairs {key}, {len(replay)} rows {rows_key(replay)}"
     if reference is None:
         with running_blocks(model, compiled=settings.compile):  # the kernels that will train
-            reference = _reference(model, dealer, settings.micro_tokens, key, group, directory)
+            reference = _reference(
+                model, dealer, settings.micro_tokens, key, group, directory, count
+            )
     else:
         data += f", reference {hashlib.sha256(torch.cat(reference).numpy().tobytes()).hexdigest()}"
     objective = DPO(dealer, reference, replayed, settings)
     _reshard(model)
-    descent = Descent(model, objective, settings, seed=seed, group=group, directory=directory)
+    descent = Descent(
+        model, objective, settings, seed=seed, group=group, directory=directory, processes=count
+    )
     return descent.run({"data": data, "model": start}, description, after_step)
 
 
@@ -114,6 +127,14 @@ def row_logps(model: Llama, rows: Sequence[Row], micro_tokens: int, group: Group
     return [logp for _, logp in sorted(group.gather_rows(known))]
 
 
+def _processes(model: Llama, settings: TrainSettings, group: Group, asked: int | None) -> int:
+    """How many processes of this rank share a step. Other ranks are processes already."""
+    apart = group.world_size > 1 or isinstance(model, FSDPModule) or settings.compile
+    if apart or model.config.parameter_count > LARGEST:
+        return 1
+    return min(asked or most_processes(group.device), settings.batch_size)
+
+
 def _reshard(model: Llama) -> None:
     """A forward pass without gradients leaves FSDP's root whole: the optimizer would be given
     weights that are about to be thrown away."""
@@ -128,10 +149,12 @@ def _reference(
     key: str,
     group: Group,
     directory: Path | None,
+    processes: int = 1,
 ) -> Reference:
     """Without dropout, in the micro-batches of the first epoch."""
     model.eval()
     forward = partial(forward_logps, model, device=group.device)
     steps = map(pairs.step, range(pairs.steps_per_epoch))
-    micros = (m for lines in steps for m in micro_batches(lines, micro_tokens, group.world_size))
-    return reference_logps(forward, micros, key, directory, group)
+    parts = group.world_size * processes
+    micros = (m for lines in steps for m in micro_batches(lines, micro_tokens, parts))
+    return reference_logps(forward, micros, key, directory, group, processes)

@@ -39,7 +39,11 @@ class Llama(nn.Module):
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def forward(
-        self, tokens_BT: Tensor, attend: Attend | None = None, head: Head | None = None
+        self,
+        tokens_BT: Tensor,
+        attend: Attend | None = None,
+        head: Head | None = None,
+        wanted_N: Tensor | None = None,
     ) -> Any:
         """Logits BTV of the token after each token, or what `head` makes of the last hidden states.
 
@@ -48,15 +52,18 @@ class Llama(nn.Module):
         head: called as `head(hidden_BTC, project)`, where `project` turns hidden [..., C] into
           logits [..., V]. It runs inside the forward pass, where a sharded model has its output
           weights at hand; and logits for all tokens need never exist at once.
+        wanted_N: places of tokens in the flattened [B·T]; logits NV, or hidden_NC, are of these
+          alone. After the last attention nobody looks at the others, so they stop there.
         """
         attend = attend or CausalRows(tokens_BT.shape[1], tokens_BT.device)
         dropout = self.dropout if self.training else 0.0
         rotary = rotary_tables(attend.positions_BT, self.config.head_dim, self.config.rope_theta)
         x_BTC = F.dropout(self.tok_embeddings(tokens_BT), dropout)
-        for block in self.layers:
+        *blocks, last_block = self.layers
+        for block in blocks:
             x_BTC = block(x_BTC, rotary, attend, dropout)
-        hidden_BTC = self.norm(x_BTC)
-        return self.project(hidden_BTC) if head is None else head(hidden_BTC, self.project)
+        hidden = self.norm(last_block(x_BTC, rotary, attend, dropout, wanted_N))
+        return self.project(hidden) if head is None else head(hidden, self.project)
 
     def project(self, hidden_C: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., C]."""
@@ -125,12 +132,17 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, x_BTC: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend, dropout: float
+        self,
+        x_BTC: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attend: Attend,
+        dropout: float,
+        wanted_N: Tensor | None = None,
     ) -> Tensor:
-        """The residual stream after this block."""
-        attended_BTC = self.attention(self.attention_norm(x_BTC), rotary, attend)
-        x_BTC = x_BTC + F.dropout(attended_BTC, dropout)
-        return x_BTC + F.dropout(self.ffn(self.ffn_norm(x_BTC)), dropout)
+        """The residual stream after this block; NC of the tokens that are wanted, if it says so."""
+        attended = self.attention(self.attention_norm(x_BTC), rotary, attend, wanted_N)
+        x = _taken(x_BTC, wanted_N) + F.dropout(attended, dropout)
+        return x + F.dropout(self.ffn(self.ffn_norm(x)), dropout)
 
 
 class Attention(nn.Module):
@@ -146,13 +158,20 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.dim, kv_dim, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x_BTC: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """What this layer's attention adds to the residual."""
+    def forward(
+        self,
+        x_BTC: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attend: Attend,
+        wanted_N: Tensor | None = None,
+    ) -> Tensor:
+        """What this layer's attention adds to the residual (of the wanted tokens)."""
         heads = (-1, self.head_dim)
         q, k, v = (x.unflatten(-1, heads) for x in products(x_BTC, self.wq, self.wk, self.wv))
         q_BTHD, k_BTGD, v_BTGD = rotate(q, *rotary), rotate(k, *rotary), v
-        added_BTC: Tensor = self.wo(attend(self.layer, q_BTHD, k_BTGD, v_BTGD).flatten(2))
-        return added_BTC
+        seen_BTC = attend(self.layer, q_BTHD, k_BTGD, v_BTGD).flatten(2)
+        added: Tensor = self.wo(_taken(seen_BTC, wanted_N))
+        return added
 
 
 class FeedForward(nn.Module):
@@ -169,6 +188,10 @@ class FeedForward(nn.Module):
         gate_BTF, up_BTF = products(x_BTC, self.w1, self.w3)
         added_BTC: Tensor = self.w2(F.silu(gate_BTF) * up_BTF)
         return added_BTC
+
+
+def _taken(x_BTC: Tensor, wanted_N: Tensor | None) -> Tensor:
+    return x_BTC if wanted_N is None else x_BTC.flatten(0, 1).index_select(0, wanted_N)
 
 
 def products(x_BTC: Tensor, *linears: nn.Linear) -> Sequence[Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -147,13 +147,9 @@ class Batch:
         return torch.cat([self._prefill_rows(tokens_AT[rows], cohort, rows) for rows in parts])
 
     def _prefill_rows(self, tokens_BT: Tensor, cohort: Cohort, rows: slice) -> Tensor:
-        last_B = cohort.prompt_R[rows] - 1
-        row_B = torch.arange(len(last_B), device=self.device)
-
-        def after_prompt(hidden_BTC: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-            return project(hidden_BTC[row_B, last_B])
-
-        logits_BV: Tensor = self.model(tokens_BT, cohort.prefill(rows), head=after_prompt)
+        B, T = tokens_BT.shape
+        last_B = torch.arange(B, device=self.device) * T + cohort.prompt_R[rows] - 1
+        logits_BV: Tensor = self.model(tokens_BT, cohort.prefill(rows), wanted_N=last_B)
         return logits_BV
 
     def step(self) -> list[tuple[Owner, Sample]]:

@@ -12,7 +12,6 @@ A sample is the same whoever is beside it: its randomness belongs to (seed, requ
 from __future__ import annotations
 
 import math
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from llama.cache import token_bytes
+from llama.children import most_processes
 from llama.config import LlamaConfig
 from llama.model import Llama
 from llama.shortage import out_of_memory
@@ -82,11 +82,11 @@ def generate(
 
 def _processes(model: Llama, requests: Sequence[Request], kv_bytes: int | None) -> int:
     """How many processes there is work for."""
-    on_cpu = next(model.parameters()).device.type == "cpu" and sys.platform == "linux"
-    if not on_cpu or kv_bytes is not None:
+    if kv_bytes is not None:
         return 1
     samples = sum(request.n for request in requests)
-    return max(1, min(torch.get_num_threads(), len(requests), samples // FORK_SAMPLES))
+    most = most_processes(next(model.parameters()).device)
+    return max(1, min(most, len(requests), samples // FORK_SAMPLES))
 
 
 def _make(

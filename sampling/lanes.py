@@ -14,7 +14,7 @@ ranks and no queue. On a CPU it does the same without graphs, for the tests.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -150,13 +150,8 @@ class Lanes:
     def _read_at_once(self, prompts: Sequence[list[int]], places: Sequence[int]) -> Tensor:
         attend = PackedPrefill(self.arena, places, [len(prompt) for prompt in prompts])
         tokens = [[token for prompt in prompts for token in prompt]]
-
-        def after(hidden_BTC: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-            return project(hidden_BTC[0, attend.last_I])
-
-        logits_AV: Tensor = self.model(
-            torch.tensor(tokens, device=self.arena.device), attend, head=after
-        )
+        tokens_1T = torch.tensor(tokens, device=self.arena.device)
+        logits_AV: Tensor = self.model(tokens_1T, attend, wanted_N=attend.last_I)
         return logits_AV
 
     def step(self) -> list[tuple[Owner, Sample]]:

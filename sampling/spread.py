@@ -9,22 +9,20 @@ every core then samples by itself. They are forked, so the weights are there onc
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkProcess
 from typing import Protocol, TypeVar
 
-import torch
-
+from llama.children import Child
 from llama.parallel import Group
 from llama.team import Team
 from sampling.batch import Sample
 
 T = TypeVar("T")
+
+REMEDY = "if memory was short, lower machine.slots"  # where a process ends early
 
 
 @dataclass(frozen=True)
@@ -77,14 +75,14 @@ def over_processes(
 ) -> list[list[Sample]]:
     """The samples of all requests in their order, made by so many processes of one thread each.
 
-    Raises what a process raises, if it is a ValueError; ChildProcessError if one ends too early.
+    Raises what a process raises, or ChildProcessError, as `Child.hear` does.
     """
     order = dearest_first(requests, new)
     parts = [[requests[place] for place in order[first::count]] for first in range(count)]
     children: list[Child] = []
     try:
         for part in parts:
-            children.append(Child(make, part, children))
+            children.append(Child(partial(_serve, make=make, part=part), children, REMEDY))
         made = _listen(children, tell)
     finally:
         for child in children:
@@ -102,8 +100,6 @@ def _listen(children: Sequence[Child], tell: Tell) -> list[list[list[Sample]]]:
         for channel in wait([child.channel for n, child in enumerate(children) if n not in made]):
             number = of[channel]  # type: ignore[index]
             message = children[number].hear()
-            if isinstance(message, ValueError):
-                raise message
             if isinstance(message, Progress):
                 heard[number] = message
                 at = heard.values()
@@ -119,55 +115,8 @@ def _listen(children: Sequence[Child], tell: Tell) -> list[list[list[Sample]]]:
     return [made[number] for number in range(len(children))]
 
 
-class Child:
-    """A forked process that makes samples of its part."""
-
-    def __init__(self, make: Make, part: list[Request], older: Sequence[Child]) -> None:
-        forking = multiprocessing.get_context("fork")
-        self.channel, theirs = forking.Pipe(duplex=False)
-        ours = [self.channel, *(child.channel for child in older)]
-        work = theirs, ours, make, part
-        self.process: ForkProcess = forking.Process(target=_work, args=work)
-        self.process.daemon = True
-        with warnings.catch_warnings():
-            # Python 3.12 warns of threads; those of torch sleep, and the child uses none of them
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.process.start()
-        theirs.close()
-
-    def hear(self) -> Progress | ValueError | list[list[Sample]]:
-        """Its next message. Raises ChildProcessError if none will come."""
-        try:
-            message: Progress | ValueError | list[list[Sample]] = self.channel.recv()
-        except EOFError:
-            self.process.join()
-            raise ChildProcessError(
-                f"a sampling process ended early, with exit code {self.process.exitcode}; "
-                "if memory was short, lower machine.slots"
-            ) from None
-        return message
-
-    def end(self) -> None:
-        """Ends it, if it has not ended by itself."""
-        self.process.kill()
-        self.process.join()
-        self.channel.close()
-
-
-def _work(
-    channel: Connection, parents: Sequence[Connection], make: Make, part: list[Request]
-) -> None:
-    for end in parents:  # a pipe breaks, and tells of the parent's end, when nobody can read it
-        end.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its children
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    try:
-        channel.send(make(part, channel.send))
-    except ValueError as error:
-        channel.send(error)
-    except BrokenPipeError:
-        pass  # the parent is gone
+def _serve(channel: Connection, make: Make, part: list[Request]) -> None:
+    channel.send(make(part, channel.send))
 
 
 def _in_order(order: Sequence[int], dealt: Sequence[T]) -> list[T]:

@@ -50,13 +50,26 @@ SETTINGS = TrainSettings(
 )  # fmt: skip
 
 
-def sft(model: Llama, directory: Path | None = None, data: Any = None, **changes: Any) -> Any:
+def sft(
+    model: Llama,
+    directory: Path | None = None,
+    data: Any = None,
+    processes: int | None = None,
+    **changes: Any,
+) -> Any:
     settings = replace(SETTINGS, **changes)
     data = rows(24) if data is None else data
-    return train_sft(model, data, settings, seed=0, group=start(), directory=directory)
+    how = {"directory": directory, "processes": processes}
+    return train_sft(model, data, settings, seed=0, group=start(), **how)
 
 
-def dpo(model: Llama, directory: Path | None = None, after_step: Any = None, **changes: Any) -> Any:
+def dpo(
+    model: Llama,
+    directory: Path | None = None,
+    after_step: Any = None,
+    processes: int | None = None,
+    **changes: Any,
+) -> Any:
     return train_dpo(
         model,
         pairs(20),
@@ -66,6 +79,7 @@ def dpo(model: Llama, directory: Path | None = None, after_step: Any = None, **c
         directory=directory,
         replay=rows(7, seed=9),
         after_step=after_step,
+        processes=processes,
     )
 
 
@@ -88,9 +102,9 @@ class Killed(BaseException):
 def kill_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     usual = descent.Descent._step
 
-    def dying(self: descent.Descent, now: int) -> Any:
+    def dying(self: descent.Descent, now: int, *how: Any) -> Any:
         if now == step:
             raise Killed
-        return usual(self, now)
+        return usual(self, now, *how)
 
     monkeypatch.setattr(descent.Descent, "_step", dying)

@@ -70,12 +70,23 @@ def test_ranks_get_equally_many_micro_batches_and_together_all_rows(
     assert alone == set(found)
 
 
-@given(lengths=LENGTHS, budget=st.integers(10, 120))
+@given(lengths=LENGTHS, budget=st.integers(10, 120), parts=st.integers(1, 4))
 def test_micro_batches_stay_within_the_budget_or_are_one_row(
-    lengths: list[int], budget: int
+    lengths: list[int], budget: int, parts: int
 ) -> None:
-    for micro in micro_batches(lines(lengths), budget):
-        assert len(micro) == 1 or len(micro) * max(map(len, micro)) <= budget
+    for micro in micro_batches(lines(lengths), budget, parts):
+        assert len(micro) <= 1 or len(micro) * max(map(len, micro)) <= budget
+
+
+@given(lengths=LENGTHS, parts=st.integers(1, 5))
+def test_in_each_turn_the_parts_have_as_many_rows_but_for_one(
+    lengths: list[int], parts: int
+) -> None:
+    micros = micro_batches(lines(lengths), 100, parts)
+    for turn in (micros[first : first + parts] for first in range(0, len(micros), parts)):
+        assert max(map(len, turn)) - min(map(len, turn)) <= 1
+    rows = [sum(map(len, micros[part::parts])) for part in range(parts)]
+    assert max(rows) - min(rows) <= 1
 
 
 @given(lengths=LENGTHS, budget=st.integers(10, 120), overhead=st.integers(0, 60))
@@ -189,4 +200,4 @@ def test_a_pair_names_its_answer() -> None:
 def test_more_micro_batches_cost_something() -> None:
     """Rows of nearly one length stay together: OVERHEAD outweighs a little padding."""
     assert cut(np.array([50, 51, 52]), 8192) == [3]
-    assert cut(np.array([10] * 20 + [400] * 20), 8192, OVERHEAD) == [20, 40]
+    assert cut(np.array([10] * 20 + [400] * 20), 8192, overhead=OVERHEAD) == [20, 40]

@@ -169,9 +169,8 @@ def test_chunked_equals_full_in_value_and_gradient(chunk: int) -> None:
     full_B = response_logps(hidden_BTC @ weight_VC.T, tokens_BT, is_response_BT)
     b_N, t_N = is_response_BT.nonzero(as_tuple=True)
     chunked_B = chunked_logps(
-        hidden_BTC,
+        hidden_BTC.flatten(0, 1)[b_N * T + t_N - 1],
         lambda hidden: hidden @ weight_VC.T,
-        b_N * T + t_N - 1,
         tokens_BT[b_N, t_N],
         is_response_BT.sum(1),
         chunk,
@@ -192,9 +191,8 @@ def test_chunks_never_hold_all_logits() -> None:
         largest = max(largest, hidden_NC.shape[0])
         return hidden_NC @ torch.ones(4, 50)
 
-    source_N = torch.arange(40)
-    hidden_BTC = torch.randn(2, 20, 4, requires_grad=True)
-    logp_S = chunked_logps(hidden_BTC, project, source_N, source_N, torch.tensor([15, 25]), 7)
+    hidden_NC = torch.randn(40, 4, requires_grad=True)
+    logp_S = chunked_logps(hidden_NC, project, torch.arange(40), torch.tensor([15, 25]), 7)
     logp_S.sum().backward()
     assert largest == 7
 

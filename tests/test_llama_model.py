@@ -157,6 +157,23 @@ def test_the_head_runs_inside_the_forward_pass() -> None:
     assert torch.allclose(model(tokens_BT, head=last), model(tokens_BT)[:, -1], atol=1e-6)
 
 
+def test_only_what_is_wanted_is_computed_to_the_end() -> None:
+    model, tokens_BT = tiny_model(), some_tokens(2, 9)
+    wanted_N = torch.tensor([3, 17, 3, 9])  # in any order, a place more than once
+    seen = []
+    watch = model.layers[-1].ffn.register_forward_hook(lambda ffn, given, out: seen.append(out))
+    found_NV = model(tokens_BT, wanted_N=wanted_N)
+    watch.remove()
+    assert seen[0].shape == (4, GROUPED.dim)
+    all_BTV = model(tokens_BT)
+    torch.testing.assert_close(found_NV, all_BTV.flatten(0, 1)[wanted_N], atol=1e-5, rtol=0)
+    weights = list(model.parameters())
+    found = torch.autograd.grad(found_NV.square().sum(), weights)
+    expected = torch.autograd.grad(all_BTV.flatten(0, 1)[wanted_N].square().sum(), weights)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert model(tokens_BT, wanted_N=wanted_N[:0]).shape == (0, GROUPED.vocab_size)
+
+
 def test_dropout_works_in_train_mode_only_and_can_be_changed() -> None:
     model, tokens_BT = tiny_model(), some_tokens(2, 9)
     plain = model(tokens_BT)

@@ -89,7 +89,7 @@ def test_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine._processes(MODEL, ragged(3, n=400), None) == 3
     assert engine._processes(MODEL, many[:50], None) == 1
     assert engine._processes(MODEL, many, 1 << 20) == 1
-    monkeypatch.setattr(engine.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert engine._processes(MODEL, many, None) == 1
 
 
