@@ -2,7 +2,8 @@
 
 Writes a directory of random bf16 weights in the shape of 7B (13.5 GB; `--model` chooses another),
 reads its files from end to end, then has two processes load it, each its own part, kept in bf16.
-Before either reading the files are taken out of the page cache. The directory is removed.
+Before either reading the files are taken out of the page cache. Two more processes merely write as
+much memory, at once: no loading can be faster. The directory is removed.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ processes, each of which reads and keeps its own rows.
 | made up and written, tensor by tensor | {written:.1f} s |
 | most memory of the process that wrote it, all it is made of included | {writer:.2f} GB |
 | files read from end to end, by one process | {read:.1f} s |
+| as much fresh memory written by {ranks} processes at once, start to last | {filled:.1f} s |
 | loaded by {ranks} ranks, start to last | **{loaded:.1f} s** |
 | most memory of a rank, Python and torch included | **{peak:.2f} GB** |
 | … of that before loading | {before:.2f} GB |
@@ -59,9 +61,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--room", type=Path, help="where to make the directory (the system's own)")
     parser.add_argument("--out", type=Path, help="file to write the table to")
     parser.add_argument("--as-rank-of", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--fill", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.as_rank_of:
         return load_as_rank(given.as_rank_of)
+    if given.fill:
+        return fill_as_rank(given.fill)
     path = Path(tempfile.mkdtemp(prefix="loading-", dir=given.room))
     try:
         found = measure(path, PRESETS[given.model], given.ranks)
@@ -87,14 +92,22 @@ def measure(path: Path, config: LlamaConfig, ranks: int) -> dict[str, float]:
     written, writer = time.perf_counter() - started, most_memory()
     read = min(read_through(path) for _ in range(2))
     forget_files(path)
-    lines = run_ranks("bench.loading", ["--as-rank-of", str(path)], ranks)
-    told = [line.split() for line in lines]  # most memory, that before loading; start, end
-    peak, before = (max(float(words[n]) for words in told) for n in (0, 1))
-    loaded = max(float(words[3]) for words in told) - min(float(words[2]) for words in told)
+    part = 2 * config.parameter_count // ranks
+    _, filled = on_ranks(["--fill", str(part)], ranks)
+    (before, peak), loaded = on_ranks(["--as-rank-of", str(path)], ranks)
     return {
-        "size": size, "written": written, "writer": writer, "read": read, "loaded": loaded,
-        "peak": peak, "before": before, "bound": size / ranks + 2,
+        "size": size, "written": written, "writer": writer, "read": read, "filled": filled,
+        "loaded": loaded, "peak": peak, "before": before, "bound": size / ranks + 2,
     }  # fmt: skip
+
+
+def on_ranks(words: list[str], ranks: int) -> tuple[list[float], float]:
+    """(most memory of a rank in GB before and after, seconds from the first start to the last end)
+    of a task below.
+    """
+    told = [[*map(float, line.split())] for line in run_ranks("bench.loading", words, ranks)]
+    starts, ends, *memory = zip(*told)
+    return [max(many) for many in memory], max(ends) - min(starts)
 
 
 def write_random(path: Path, config: LlamaConfig) -> None:
@@ -139,7 +152,19 @@ def load_as_rank(path: Path) -> int:
     group.barrier()
     ended = time.time()
     del model_and_tokenizer  # kept until all ranks were done
-    print(most_memory(), before, started, ended)
+    print(started, ended, before, most_memory())
+    group.stop()
+    return 0
+
+
+def fill_as_rank(size: int) -> int:
+    """The floor: so many bytes of fresh memory, written."""
+    group = start()
+    group.barrier()
+    before, started = most_memory(), time.time()
+    torch.ones(size, dtype=torch.uint8)
+    group.barrier()
+    print(started, time.time(), before, most_memory())
     group.stop()
     return 0
 

@@ -16,7 +16,7 @@ from judge.score import judge_responses
 from llama import Tokenizer, encode_prompt
 from llama.parallel import start
 from loop.files import jsonl_bytes, write
-from loop.replica import load_replica
+from loop.replica import SAMPLE_TP, load_replica
 from sampling.complete import Completer
 from seed.rows import STRING, read_rows, refuse
 
@@ -75,8 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     more = "the mean over all scores, by their probability where one was written"
     add("--expected", action="store_true", help=more)
     add("--seed", type=int, default=0, help="of the randomness (%(default)s)")
-    tp = "ranks of torchrun's that hold the model together (one, or as many as memory asks for)"
-    add("--sample-tp", type=int, metavar="N", help=tp)
+    add("--sample-tp", type=int, metavar="N", help=SAMPLE_TP)
     return parser.parse_args(arguments)
 
 

@@ -7,9 +7,13 @@ model and no rank.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import sys
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from typing import Any, BinaryIO
 
 import torch
@@ -19,13 +23,16 @@ from llama.header import DTYPES, Entry
 
 ALL = slice(None)
 Part = tuple[slice, ...]  # of a tensor: rows, or rows and columns; () is all of it
+DONTCACHE = 0x80  # a flag of preadv2's, in Linux since 6.14
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_part(entry: Entry, part: Part = (), out: Tensor | None = None) -> Tensor:
     """That part of a tensor, in the type that is stored, on the CPU; in `out`, if it fits there.
 
-    Rows cost one read, columns one read a row. Raises ValueError if the file ends too soon.
+    Rows cost one read, columns one read a row. Some of the rows are a rank's own: no other process
+    of the machine wants them, so the kernel is told to keep no copy. Raises ValueError if the file
+    ends too soon.
     """
     cuts = [range(n)[cut] for n, cut in zip(entry.shape, (*part, ALL, ALL))]
     assert all(cut.step == 1 for cut in cuts) and len(entry.shape) <= 2, (entry.shape, part)
@@ -41,14 +48,33 @@ def read_part(entry: Entry, part: Part = (), out: Tensor | None = None) -> Tenso
     width = entry.dtype.itemsize
     row_bytes = math.prod(entry.shape[1:]) * width
     start = entry.start + (cuts[0].start * row_bytes if cuts else 0)
-    with entry.file.open("rb", buffering=0) as stream:
-        if tuple(out.shape[1:]) == entry.shape[1:]:
+    in_a_piece = tuple(out.shape[1:]) == entry.shape[1:]
+    own = in_a_piece and tuple(out.shape) != entry.shape and sys.platform == "linux"
+    with (_ReadOnce if own else FileIO)(entry.file) as stream:
+        if in_a_piece:
             _read_into(out, stream, start, entry)
         else:
             start += cuts[1].start * width
             for number, row in enumerate(out):
                 _read_into(row, stream, start + number * row_bytes, entry)
     return out
+
+
+class _ReadOnce(FileIO):
+    """A file whose bytes go through the page cache and do not stay there, unless they were there
+    before. Memory for a copy that nobody reads again takes as long to get as that for the weights,
+    and may push out what others have there.
+    """
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            count = os.preadv(self.fileno(), [buffer], self.tell(), DONTCACHE)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # an older kernel, or a file system that cannot
+                raise
+            return super().readinto(buffer)
+        self.seek(count, os.SEEK_CUR)
+        return count
 
 
 def _read_into(out: Tensor, stream: Any, start: int, entry: Entry) -> None:

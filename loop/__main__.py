@@ -4,6 +4,7 @@ python -m loop compare RUN M3 M1       wins, ties and losses; without models: al
 python -m loop trace RUN/M1 r0.5       a preference pair, and all that made it
 python -m loop export RUN/M3 --to alpaca-eval --out FILE    its held-out answers, for other tools
 python -m loop export MODEL --to mt-bench --prompts question.jsonl --out FILE    answers them first
+torchrun --nproc-per-node 8 -m loop compare RUN --judge DIR --sample-tp 4    two replicas on 8 GPUs
 """
 
 import argparse
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import torch
 
-from llama import Llama, Tokenizer, encode_dialog, load
+from llama import Llama, Tokenizer, encode_dialog
 from llama.parallel import Group, start
+from llama.team import Team
 from loop.axes import GREEDY
 from loop.compare import WAYS, by_judge, by_truth, judged, pairs_of, table
 from loop.exports import ALPACA_EVAL, FORMS, alpaca_eval, held_out, mt_bench, read_questions
 from loop.files import jsonl_bytes, write
 from loop.finished import FinishedRun
+from loop.replica import SAMPLE_TP, load_replica
 from loop.rows import Row, Rows
 from loop.trace import trace
 from sampling import Completer, Decoding, Request
@@ -57,6 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--judge", metavar="DIR", help="a model of the run, or any directory (the first model)")
     add("--by", choices=WAYS, default="pairwise", help="both orders · scores · truth (%(default)s)")
     add("--out", type=Path, metavar="FILE", help="the comparisons, row by row")
+    add("--sample-tp", type=int, metavar="N", help=SAMPLE_TP)
     add("--seed-data", type=Path, metavar="DIR", help="if it has moved since the run")
     add = commands.add_parser("trace", help="how a preference pair came about").add_argument
     add("model", type=Path, metavar="MODEL", help="the model of a run that made the pair")
@@ -71,6 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--top-p", type=float, default=0.9, help="with --prompts (%(default)s)")
     add("--max-new-tokens", type=int, default=1024, help="with --prompts (%(default)s)")
     add("--seed", type=int, default=0, help="with --prompts (%(default)s)")
+    add("--sample-tp", type=int, metavar="N", help=f"with --prompts: {SAMPLE_TP}")
     add("--seed-data", type=Path, metavar="DIR", help="if it has moved since the run")
     return parser.parse_args(arguments)
 
@@ -84,7 +89,8 @@ def compare(given: argparse.Namespace, group: Group) -> None:
     else:
         judge = given.judge or pairs[0][0]
         path = run.root / judge if (run.root / judge).is_dir() else Path(judge)
-        way = by_judge(run, Completer(*opened(path, group), group=group), given.by)
+        model, tokenizer, team = opened(path, group, given.sample_tp)
+        way = by_judge(run, Completer(model, tokenizer, group=team), given.by)
         found = [judged(run, ours, theirs, way) for ours, theirs in pairs]
     numbers = [row for row, _ in found]
     if group.is_main:
@@ -118,10 +124,10 @@ def export(given: argparse.Namespace, group: Group) -> None:
         print(f"{len(questions)} answers of {name}: {given.out}")
 
 
-def opened(path: Path, group: Group) -> tuple[Llama, Tokenizer]:
-    """A model in its sampling form."""
+def opened(path: Path, group: Group, asked: int | None) -> tuple[Llama, Tokenizer, Team]:
+    """A model in its sampling form, and the team that holds it."""
     dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
-    return load(path, dtype, group.device)
+    return load_replica(path, group, dtype, asked)
 
 
 def answered(given: argparse.Namespace, questions: Rows, group: Group) -> Rows:
@@ -131,7 +137,7 @@ def answered(given: argparse.Namespace, questions: Rows, group: Group) -> Rows:
             f"{given.prompts}: question {long[0]['id']!r} has {len(long[0]['turns'])} turns, "
             "AlpacaEval takes one; --to mt-bench"
         )
-    model, tokenizer = opened(given.model, group)
+    model, tokenizer, team = opened(given.model, group, given.sample_tp)
     stop = frozenset({tokenizer.eos_id})
     decoding = Decoding(given.temperature, given.top_p, given.max_new_tokens, stop)
     dialogs: list[list[dict[str, str]]] = [[] for _ in questions]
@@ -145,7 +151,7 @@ def answered(given: argparse.Namespace, questions: Rows, group: Group) -> Rows:
             [Request(f"{i}.{turn}", encode_dialog(tokenizer, dialogs[i])[0], 1) for i in going],
             decoding,
             seed=given.seed,
-            group=group,
+            group=team,
             description=f"turn {turn + 1}",
             shown=group.is_main,
         )

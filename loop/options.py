@@ -3,7 +3,7 @@
 ```
 preset (loop/presets/NAME.toml)   every key has a value: here, or the field's default
   < --config FILE.toml            the same keys
-  < --run DIR, --seed S, …        the top-level keys, as flags
+  < --run DIR, --seed S, …        the top-level keys, as flags, and two from the sections
   < --set SECTION.KEY=VALUE       any key, as a flag
 ```
 Two flags are no settings, but say what to do with them: --status, --from.
@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from loop.branch import Origin
+from loop.replica import SAMPLE_TP
 from loop.settings import UNTIL_PLATEAU, Settings
 
 PLATEAU = "until-plateau"
 PRESETS = Path(__file__).parent / "presets"
+IN_SECTIONS = {"prompt_model": ("prompts", "writer"), "sample_tp": ("machine", "sample_tp")}
 Tree = dict[str, Any]
 Sources = dict[str, str]  # dotted key → where its value was given
 
@@ -59,7 +61,7 @@ def parse_command(argv: Sequence[str]) -> Command:
         names = [name for action in parser._actions for name in action.option_strings]
         raise ValueError(f"unknown flag {unknown[0]}{_nearest(unknown[0].split('=')[0], names)}")
     given = vars(flags)
-    writer = given.pop("prompt_model")
+    apart = {flag: given.pop(flag) for flag in IN_SECTIONS}
     if given["iterations"] == PLATEAU:
         given |= {"iterations": UNTIL_PLATEAU, "until_plateau": True}
     status, origin = given.pop("status"), given.pop("from")
@@ -69,7 +71,9 @@ def parse_command(argv: Sequence[str]) -> Command:
     path = preset_path(preset or file_preset)
     layers = [(str(path), read_toml(path)), (config_path, config)]
     layers += [("the flags", {key: value for key, value in given.items() if value is not None})]
-    layers += [("--prompt-model", {"prompts": {"writer": writer}})] if writer else []
+    for flag, (section, key) in IN_SECTIONS.items():
+        if apart[flag] is not None:
+            layers += [(f"--{flag.replace('_', '-')}", {section: {key: apart[flag]}})]
     layers += [(f"--set {text}", _assignment(text)) for text in assignments]
     return Command(build(layers), status, None if origin is None else Origin.parse(origin))
 
@@ -221,6 +225,7 @@ def _parser() -> _Parser:
         "--iterations", metavar="N", type=_iterations, help="M1 … MN; or: until-plateau"
     )
     parser.add_argument("--seed", metavar="S", type=int)
+    parser.add_argument("--sample-tp", metavar="N", type=int, help=SAMPLE_TP)
     parser.add_argument(
         "--set",
         metavar="SECTION.KEY=VALUE",

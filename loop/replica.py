@@ -12,6 +12,10 @@ from llama.team import Team, join
 from llama.weights import read_checkpoint
 from loop.memory import least_memory, team_size
 
+SAMPLE_TP = (  # what the flag of that name says of itself, in every face
+    "ranks of torchrun's that hold the model together to sample (one, or what memory asks for)"
+)
+
 
 def load_replica(
     path: str | Path, group: Group, dtype: torch.dtype, asked: int | None = None

@@ -19,7 +19,7 @@ from llama import Llama, LlamaConfig, Tokenizer, encode_prompt
 from llama.parallel import start
 from llama.team import Team
 from loop.files import jsonl_bytes, write
-from loop.replica import load_replica
+from loop.replica import SAMPLE_TP, load_replica
 from sampling.batch import Decoding, Sample
 from sampling.complete import sample_on_ranks
 from sampling.spread import Request
@@ -72,8 +72,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--top-p", type=float, default=0.9, help="share of likelihood drawn from (%(default)s)")
     add("--max-new-tokens", type=int, default=512, help="longest sample (%(default)s)")
     add("--seed", type=int, default=0, help="of the randomness (%(default)s)")
-    tp = "ranks of torchrun's that hold the model together (one, or as many as memory asks for)"
-    add("--sample-tp", type=int, metavar="N", help=tp)
+    add("--sample-tp", type=int, metavar="N", help=SAMPLE_TP)
     add("--logps", action="store_true", help="also the tokens' log-probabilities")
     given = parser.parse_args(arguments)
     if (given.source is None) != (given.target is None):

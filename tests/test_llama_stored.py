@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -115,6 +118,56 @@ def test_a_file_that_shrinks_after_it_was_checked_is_noticed(tmp_path) -> None:
     assert torch.equal(read_part(entries["a"]), torch.ones(4))
     with pytest.raises(ValueError, match="'b' ends too soon"):
         read_part(entries["b"])
+
+
+def kept(file: Path, start: int, size: int) -> bool:
+    """Whether the page cache has all of these bytes. (Reading without waiting would fetch them.)"""
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as pages:
+        each = (ctypes.c_ubyte * -(-len(pages) // mmap.PAGESIZE))()
+        first = ctypes.c_char.from_buffer(pages)
+        failed = ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(pages)), each
+        )
+        del first  # else the file cannot be unmapped
+    assert not failed
+    return all(n & 1 for n in each[start // mmap.PAGESIZE : -(-(start + size) // mmap.PAGESIZE)])
+
+
+def test_a_ranks_own_rows_do_not_stay_in_the_page_cache(tmp_path) -> None:
+    """Unless they were there before; what all ranks read stays: the next rank finds it there."""
+    tensor = torch.arange(2**20, dtype=torch.float32).view(256, -1)
+    file = write(tmp_path / "x", {"x": tensor})
+    entry, rows = read_header(file)["x"], (slice(64, 192),)
+    place = entry.start + tensor.nbytes // 2, 4096
+    with file.open("rb") as stream:
+        try:
+            os.preadv(stream.fileno(), [bytearray(1)], 0, stored.DONTCACHE)
+        except OSError:
+            pytest.skip("this kernel, or this file system, keeps all that is read")
+        assert torch.equal(read_part(entry, rows), tensor[rows]) and kept(file, *place)
+        os.fsync(stream.fileno())
+        for part, stays in ((rows, False), ((), True)):
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert not kept(file, *place)
+            assert torch.equal(read_part(entry, part), tensor[part])
+            assert kept(file, *place) == stays
+
+
+def test_where_the_kernel_cannot_the_rows_are_read_all_the_same(tmp_path, monkeypatch) -> None:
+    tensor = torch.randn(7, 8, generator=torch.Generator().manual_seed(0))
+    entry, rows = read_header(write(tmp_path / "x", {"x": tensor}))["x"], (slice(2, 5),)
+    for code, passes in ((errno.EOPNOTSUPP, True), (errno.EIO, False)):
+
+        def refuse(*_: object, code: int = code) -> int:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "preadv", refuse)
+        if passes:
+            assert torch.equal(read_part(entry, rows), tensor[rows])
+        else:
+            with pytest.raises(OSError, match=os.strerror(code)):
+                read_part(entry, rows)
+        assert torch.equal(read_part(entry), tensor)
 
 
 def test_equality_is_of_bits_and_needs_few_of_them_at_a_time(tmp_path) -> None:

@@ -1,11 +1,17 @@
 """`python -m loop`: models of a finished run head to head, and answers exported to other tools."""
 
 import json
+from functools import cache
+from pathlib import Path
 
 import pytest
+from ranks import run_ranks
 from tiny_llama import tiny_model, tiny_tokenizer
 
 import llama
+from llama.parallel import Group
+from llama.team import TeamLlama
+from loop import __main__ as face
 from loop.__main__ import main
 from loop.compare import by_judge, judged, pairs_of
 from loop.files import json_bytes, jsonl_bytes
@@ -124,6 +130,7 @@ def test_held_out_answers_are_exported(run, tmp_path, capsys):
         (["compare", "RUN", "M1"], "two models are needed to compare, found M1"),
         (["compare", "RUN", "M1", "M7", "--by", "truth"], "evaluated in this run: M1, M2, M10"),
         (["compare", "RUN", "M1", "M2", "--judge", "nowhere"], "nowhere"),
+        (["compare", "RUN", "M1", "M2", "--sample-tp", "2"], "(machine.sample_tp) is 2, and a"),
         (["export", "RUN/M1", "--seed-data", "RUN"], "gone since the run began; say where: --seed"),
     ],
 )
@@ -185,3 +192,46 @@ def greedy(model, tokenizer, ids, most):
                 break
             new.append(token)
     return tokenizer.decode(new).strip()
+
+
+# On several ranks
+
+
+def answer_and_judge(run: str, model: str, out: str, *team: str) -> None:
+    """Exports, compares, and notes how the models were held that it sampled from."""
+    opened, held = face.opened, []
+    face.start, Group.stop = cache(face.start), lambda group: None  # both on the same ranks
+
+    def noted(*how):
+        found = opened(*how)
+        held.append([isinstance(found[0], TeamLlama), found[2].size])
+        return found
+
+    face.opened = noted
+    words = ["--prompts", f"{run}/q.jsonl", "--max-new-tokens", "6", "--to", "alpaca-eval"]
+    assert main(["export", model, *words, *team, "--out", f"{out}/export"]) == 0
+    words = ["--judge", model, *team, "--out", f"{out}/compare"]
+    assert main(["compare", run, "M10", "M1", *words]) == 0
+    Path(out, "held").write_text(json.dumps(held))
+
+
+def test_ranks_answer_and_judge_what_one_process_does(run, tmp_path, monkeypatch):
+    """Two ranks that hold one replica together."""
+    for of, name in ((face, "opened"), (face, "start"), (Group, "stop")):
+        monkeypatch.setattr(of, name, getattr(of, name))  # the one process puts them back
+    llama.save(tiny_model(), tiny_tokenizer(), tmp_path / "model")
+    asked = [{"id": f"{i}", "prompt": "Go" * (i + 1)} for i in range(5)]
+    (run / "q.jsonl").write_bytes(jsonl_bytes(asked))
+    made = {}
+    for ranks in (1, 2):
+        out = tmp_path / f"{ranks}"
+        out.mkdir()
+        words = [str(run), str(tmp_path / "model"), str(out), "--sample-tp", f"{ranks}"]
+        if ranks == 1:
+            answer_and_judge(*words)
+        else:
+            assert run_ranks(answer_and_judge, ranks, *words) == [0] * ranks
+        made[ranks] = [(out / name).read_bytes() for name in ("export", "compare")]
+        assert json.loads((out / "held").read_text()) == [[ranks > 1, ranks]] * 2
+    assert made[1] == made[2]
+    assert len({row["output"] for row in json.loads(made[1][0])}) > 1

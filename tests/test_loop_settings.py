@@ -256,10 +256,13 @@ def test_training_settings_are_dpos_own():
     assert type(Settings().dpo) is type(Settings().sft) is TrainSettings
 
 
-def test_the_prompt_model_is_a_setting_with_a_flag_of_its_own():
+def test_two_settings_of_sections_have_flags_of_their_own():
     assert parse_arguments(["--prompt-model", "there"]).prompts.writer == "there"
     flags = ["--prompt-model", "there", "--set", "prompts.writer=current"]
     assert parse_arguments(flags).prompts.writer == "current"
+    flags = ["--sample-tp", "4", "--set", "seed=1"]
+    assert parse_arguments(flags).machine.sample_tp == 4
+    assert refusal("--sample-tp", "0").startswith("--sample-tp: machine.sample_tp must be at least")
 
 
 def test_a_chat_writer_must_speak_our_format(tmp_path):
