@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bench import dpo_race, llamacpp, sampling_race
+from bench import dpo_race, llamacpp, sampling_race, sft_race
 from bench.floor import sgemm_rate
 from bench.report import Result, document, table, tried
 from bench.shapes import (
@@ -25,8 +25,9 @@ from bench.shapes import (
     LONG_CANDIDATES,
     LONG_JUDGE,
     MEDIUM,
-    PAIRS,
+    MIDDLE,
     PROMPT,
+    RAGGED,
     RESPONSE,
     TINY,
     Workload,
@@ -47,22 +48,32 @@ class Against:
 
 
 @dataclass(frozen=True)
+class Training:
+    """A model to train, on so many rows or pairs, and how many of them theirs takes at once."""
+
+    config: LlamaConfig
+    rows: int
+    at_once: Sequence[int]
+    rounds: int
+
+
+@dataclass(frozen=True)
 class Program:
     """How much is raced."""
 
     workloads: Mapping[Workload, Against]
-    pairs: int
-    pairs_at_once: Sequence[int]
-    rounds: int
+    trainings: Mapping[str, Training]  # by the model's name in the table
 
 
+RULES = (sampling_race, llamacpp, dpo_race, sft_race)  # each says how it races
 MANY = Against((8, 16, 32, 64), llamacpp.SETTINGS, 3)
 SLOW = Against((4, 8), [one for one in llamacpp.SETTINGS if not one.flash], 2)  # a minute a run
 WORKLOADS = {JUDGE: MANY, CANDIDATES: MANY, LONG_JUDGE: SLOW, LONG_CANDIDATES: SLOW}
-FULL = Program(WORKLOADS, PAIRS, (4, 8, 16), 3)
+TRAININGS = {"": Training(TINY, 320, (4, 8, 16), 3), "26M ": Training(MIDDLE, 48, (4, 8), 2)}
+FULL = Program(WORKLOADS, TRAININGS)
 LITTLE = Against((2, 4), llamacpp.SETTINGS[:1], 1)
 FEW = {replace(workload, prompts=4): LITTLE for workload in (JUDGE, CANDIDATES)}
-QUICK = Program(FEW, 16, (8, 16), 1)
+QUICK = Program(FEW, {"": Training(TINY, 16, (8, 16), 1)})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,8 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         results,
         sgemm_rate=rate,
         command=shlex.join(["python", "-m", "bench", *arguments]),
-        models=[shape(TINY), shape(MEDIUM)],
-        rules=[str(module.__doc__).strip() for module in (sampling_race, llamacpp, dpo_race)],
+        models=[shape(TINY), shape(MIDDLE), shape(MEDIUM)],
+        rules=[str(module.__doc__).strip() for module in RULES],
     )
     if out is not None:
         try:
@@ -116,9 +127,14 @@ def races(program: Program) -> Iterator[Result]:
             yield Result(name, "tokens", "llama.cpp", *outcome)
         outcome = sampling_race.grouping_race(workload, rounds, SEED)
         yield Result(name, "tokens", "grouping off", *outcome)
-    outcome = dpo_race.dpo_race(program.pairs, program.pairs_at_once, program.rounds, SEED)
-    name = "DPO: prompts of {} to {} tokens, answers of {} to {}".format(*PROMPT, *RESPONSE)
-    yield Result(f"{name}, steps of {dpo_race.BATCH}", "pairs", "TRL's DPOTrainer", *outcome)
+    for model, training in program.trainings.items():
+        how = training.config, training.rows, training.at_once, training.rounds, SEED
+        name = "{}DPO: prompts of {} to {} tokens, answers of {} to {}, steps of {}"
+        named = name.format(model, *PROMPT, *RESPONSE, dpo_race.BATCH)
+        yield Result(named, "pairs", "TRL's DPOTrainer", *dpo_race.dpo_race(*how))
+        name = "{}SFT: prompts and responses of {} to {} tokens, steps of {}"
+        named = name.format(model, *RAGGED, sft_race.BATCH)
+        yield Result(named, "tokens", "a loop around `transformers`", *sft_race.sft_race(*how))
 
 
 def shape(config: LlamaConfig) -> str:

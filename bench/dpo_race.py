@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,7 +23,7 @@ from bench.shapes import CONTROL_IDS, EOS, TINY, pairs, random_weights
 from bench.twin import transformers_twin
 from dpo import Pair, TrainSettings, train_dpo
 from dpo.descent import BETAS
-from llama import Llama
+from llama import Llama, LlamaConfig
 from llama.parallel import current
 
 BATCH = 16  # pairs in a step
@@ -30,14 +31,16 @@ RATE = 1e-4
 NAMES = ["<unk>", "<s>", "</s>"]
 
 
-def dpo_race(count: int, batch_sizes: Sequence[int], rounds: int, seed: int) -> tuple[Race, int]:
+def dpo_race(
+    config: LlamaConfig, count: int, batch_sizes: Sequence[int], rounds: int, seed: int
+) -> tuple[Race, int]:
     """The race, and an epoch's operations; batch_sizes: pairs in the opponent's forward pass."""
-    model, data = random_weights(Llama(TINY), seed), pairs(count, seed)
+    model, data = random_weights(Llama(config), seed), pairs(count, seed)
     theirs = {
         f"{size} pairs a pass": partial(run_theirs, model, data, size, seed) for size in batch_sizes
     }
     ours = partial(run_ours, model, data, seed)
-    return race(ours, theirs, rounds), floor.training(TINY, data)
+    return race(ours, theirs, rounds), floor.preferences(config, data)
 
 
 def run_ours(model: Llama, data: Sequence[Pair], seed: int) -> Run:
@@ -47,20 +50,22 @@ def run_ours(model: Llama, data: Sequence[Pair], seed: int) -> Run:
 
 def run_theirs(model: Llama, data: Sequence[Pair], size: int, seed: int) -> Run:
     """An epoch of TRL's, on a copy of the weights."""
-    metrics = train_theirs(transformers_twin(model), data, size, 1, seed)
-    return Run(len(data), metrics["train_runtime"])
+    trainer = train_theirs(transformers_twin(model), data, size, 1, seed)
+    return Run(len(data), trainer.state.log_history[-1]["train_runtime"])
 
 
-def train_ours(model: Llama, data: Sequence[Pair], epochs: int, seed: int) -> dict[str, float]:
+def train_ours(
+    model: Llama, data: Sequence[Pair], epochs: int, seed: int, directory: Path | None = None
+) -> dict[str, float]:
     """Trains the model in place; returns the trainer's metrics."""
     settings = TrainSettings(RATE, epochs=epochs, batch_size=BATCH, dropout=0.0)
-    return train_dpo(model, data, settings, seed=seed, group=current())
+    return train_dpo(model, data, settings, seed=seed, group=current(), directory=directory)
 
 
 def train_theirs(
-    twin: Any, data: Sequence[Pair], size: int, epochs: int, seed: int
-) -> dict[str, float]:
-    """Trains the model in place, `size` pairs a forward pass; returns the trainer's metrics."""
+    twin: Any, data: Sequence[Pair], size: int, epochs: int, seed: int, logging: str = "no"
+) -> Any:
+    """Trains the model in place, `size` pairs a forward pass; returns the trainer, with its log."""
     trl, transformers = import_module("trl"), import_module("transformers")
     datasets = import_module("datasets")
     datasets.disable_progress_bars()
@@ -82,7 +87,8 @@ def train_theirs(
             use_cpu=True,
             dataloader_pin_memory=False,
             seed=seed,
-            logging_strategy="no",
+            logging_strategy=logging,
+            logging_steps=1,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -92,8 +98,8 @@ def train_theirs(
         trainer = trl.DPOTrainer(twin, args=settings, train_dataset=rows, processing_class=words)
         trainer.remove_callback(transformers.PrinterCallback)
         _check(trainer.train_dataset, data)
-        metrics: dict[str, float] = trainer.train().metrics
-    return metrics
+        trainer.train()
+    return trainer
 
 
 def _tokenizer() -> Any:

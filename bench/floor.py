@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import torch
 
-from dpo import Pair
+from dpo import Pair, Row
 from llama import LlamaConfig
 
 TRAINING = 3  # a backward pass takes twice a forward pass: gradients of weights and of inputs
@@ -31,16 +31,20 @@ def sgemm_rate(size: int = 1024) -> float:
     return 2 * size**3 / best
 
 
-def forward(config: LlamaConfig, tokens: int, seen: int, scored: int) -> int:
+def forward(config: LlamaConfig, tokens: int, seen: int, scored: int, seen_by_scored: int) -> int:
     """Operations of a forward pass over some tokens.
 
-    seen: how many tokens each of them attends to, added up. scored: of how many logits are wanted.
+    seen: how many tokens each of them attends to, added up. scored: of how many logits are wanted,
+    and what those see; of the others the last block needs keys and values alone.
     """
-    attention = 2 * config.dim * (config.n_heads + config.n_kv_heads) * config.head_dim
-    block = 2 * (attention + 3 * config.dim * config.ffn_dim)
-    pairs_seen = 4 * config.n_heads * config.head_dim  # a product with a key, one with a value
+    query_and_output = 2 * 2 * config.dim * config.n_heads * config.head_dim
+    key_and_value = 2 * 2 * config.dim * config.n_kv_heads * config.head_dim
+    others = query_and_output + 2 * 3 * config.dim * config.ffn_dim
+    pair_seen = 4 * config.n_heads * config.head_dim  # a product with a key, one with a value
+    block = (others + key_and_value) * tokens + pair_seen * seen
+    last = others * scored + key_and_value * tokens + pair_seen * seen_by_scored
     logits = 2 * config.dim * config.vocab_size
-    return config.n_layers * (block * tokens + pairs_seen * seen) + logits * scored
+    return (config.n_layers - 1) * block + last + logits * scored
 
 
 def sampling(config: LlamaConfig, groups: Iterable[tuple[int, Iterable[int]]]) -> int:
@@ -50,21 +54,33 @@ def sampling(config: LlamaConfig, groups: Iterable[tuple[int, Iterable[int]]]) -
     """
     total = 0
     for P, samples in groups:
-        total += forward(config, P, _causal(P), 1)
+        total += forward(config, P, _causal(P), 1, P)
         for N in samples:
-            total += forward(config, N - 1, _causal(P + N - 1) - _causal(P), N - 1)
+            seen = _causal(P + N - 1) - _causal(P)
+            total += forward(config, N - 1, seen, N - 1, seen)
     return total
 
 
-def training(config: LlamaConfig, pairs: Iterable[Pair]) -> int:
+def preferences(config: LlamaConfig, pairs: Iterable[Pair]) -> int:
     """Operations of an epoch of DPO, the reference aside: what a pair shares is read once."""
     total = 0
     for pair in pairs:
         P = pair.chosen.is_response.index(True)
         chosen, rejected = len(pair.chosen.ids), len(pair.rejected.ids)
         seen = _causal(chosen) + _causal(rejected) - _causal(P)
-        answers = chosen + rejected - 2 * P
-        total += TRAINING * forward(config, P + answers, seen, answers)
+        scored = chosen + rejected - 2 * P
+        seen_by_scored = _causal(chosen - 1) + _causal(rejected - 1) - 2 * _causal(P - 1)
+        total += TRAINING * forward(config, P + scored, seen, scored, seen_by_scored)
+    return total
+
+
+def instructions(config: LlamaConfig, rows: Iterable[Row]) -> int:
+    """Operations of an epoch of SFT on rows whose response is their end."""
+    total = 0
+    for row in rows:
+        P, T = row.is_response.index(True), len(row.ids)
+        seen_by_scored = _causal(T - 1) - _causal(P - 1)
+        total += TRAINING * forward(config, T, _causal(T), T - P, seen_by_scored)
     return total
 
 

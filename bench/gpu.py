@@ -115,12 +115,12 @@ def roofline(
     reading = held = 0
     for request, several in zip(asked, lengths):
         P = len(request.token_ids) - shared
-        reading += floor.forward(config, P, P * (P + 1) // 2 + P * shared, 1)
+        reading += floor.forward(config, P, P * (P + 1) // 2 + P * shared, 1, P + shared)
         held += P * max(several) + sum(N * (N + 1) // 2 for N in several)
     tokens = sum(map(sum, lengths))
     steps = tokens / lanes
     weights = config.parameter_count * dtype.itemsize / card.bandwidth
-    step = max(weights, lanes * floor.forward(config, 1, 0, 1) / card.rate)
+    step = max(weights, lanes * floor.forward(config, 1, 0, 1, 0) / card.rate)
     return reading / card.rate + steps * step + (held + steps * shared) * a_token / card.bandwidth
 
 

@@ -41,12 +41,12 @@ ratios are what counts.
   an fp32 matrix product reached in the same run
 
 The models have random weights. The embedded world's shape, where no other is named: {models[0]};
-and a larger one, {models[1]}.
+and two larger ones, {models[1]}; {models[2]}.
 
 {table}
 
-Rates are per second, each the best of three runs (134M: of two). All of the opponent's settings,
-first run:
+Rates are per second, each the best of three runs (26M, 134M: of two). All of the opponent's
+settings, first run:
 
 {tried}
 
@@ -57,7 +57,9 @@ first run:
 ## Elsewhere
 
 Loading in the shape of 7B: [bench/loading.md](bench/loading.md). Memory against its plan:
-[bench/memory.md](bench/memory.md). Sampling on a GPU (`make bench-gpu`): not measured yet.
+[bench/memory.md](bench/memory.md); of DPO against TRL's:
+[bench/training_memory.md](bench/training_memory.md). Sampling on a GPU (`make bench-gpu`): not
+measured yet.
 """
 
 

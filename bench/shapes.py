@@ -18,6 +18,9 @@ from sampling import Decoding, Request
 
 TINY = replace(PRESETS["tiny"], vocab_size=800)  # the embedded world's model: 0.9M weights
 MEDIUM = LlamaConfig(dim=768, n_layers=12, n_heads=12, n_kv_heads=12, ffn_dim=2048)  # 134M weights
+MIDDLE = replace(  # 26M weights
+    PRESETS["tiny"], vocab_size=800, dim=512, n_layers=8, n_heads=8, n_kv_heads=8, ffn_dim=1376
+)
 EOS = 2
 CONTROL_IDS = 3  # unknown, <s>, </s>
 TEMPERATURE, TOP_P = 0.7, 0.9
@@ -66,7 +69,7 @@ LONG_CANDIDATES = Workload(
     config=MEDIUM,
 )  # fmt: skip
 PROMPT, RESPONSE = (45, 75), (20, 60)  # tokens in a pair: as many as in a judge row, and ragged
-PAIRS = 320
+RAGGED = (10, 110)  # tokens of a prompt, and of its response, in rows for SFT
 
 
 class Ending(Llama):
@@ -112,6 +115,15 @@ def pairs(count: int, seed: int) -> list[Pair]:
         for answer in two
     ]
     return [Pair(*both) for both in zip(rows[::2], rows[1::2])]
+
+
+def rows(count: int, seed: int) -> list[Row]:
+    """Random responses to random prompts, both of very different lengths."""
+    draw = torch.Generator().manual_seed(seed)
+    made = []
+    for P, N in zip(_lengths(count, *RAGGED, draw), _lengths(count, *RAGGED, draw)):
+        made.append(Row([*_ids(P + N - 1, draw), EOS], [False] * P + [True] * N))
+    return made
 
 
 def _lengths(count: int, shortest: int, longest: int, draw: torch.Generator) -> list[int]:

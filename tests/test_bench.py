@@ -1,5 +1,7 @@
 """The races in miniature: both sides do the same work. Nothing here looks at a clock's hand."""
 
+import json
+import subprocess
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -10,13 +12,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import floor, llamacpp
+from bench import floor, llamacpp, sft_race, training_memory
 from bench.__main__ import main, races
 from bench.dpo_race import BATCH, train_ours, train_theirs
 from bench.race import Run, race
 from bench.report import HEADER, Result, table
 from bench.sampling_race import grouping_race
-from bench.shapes import CANDIDATES, JUDGE, TINY, Ending, pairs, random_weights, requests
+from bench.shapes import CANDIDATES, JUDGE, TINY, Ending, pairs, random_weights, requests, rows
 from bench.twin import transformers_twin
 from llama import Llama
 from llama.cache import Cache
@@ -37,8 +39,9 @@ def test_the_quick_program_writes_its_tables(tmp_path: Path, capsys, monkeypatch
     assert main(["--quick", "--out", str(tmp_path / "B.md")]) == 0
     peers = [] if llamacpp.missing() else ["llama.cpp"]
     sampling = 2 * ["`transformers` generate", *peers, "grouping off"]
-    assert [result.opponent for result in seen] == [*sampling, "TRL's DPOTrainer"]
-    assert [result.unit for result in seen] == ["tokens"] * len(sampling) + ["pairs"]
+    training = ["TRL's DPOTrainer", "a loop around `transformers`"]
+    assert [result.opponent for result in seen] == sampling + training
+    assert [result.unit for result in seen] == ["tokens"] * len(sampling) + ["pairs", "tokens"]
     for result in seen:
         assert len(result.race.tried) == (1 if result.opponent in (*peers, "grouping off") else 2)
     for result in (result for result in seen if result.opponent != "grouping off"):
@@ -115,18 +118,72 @@ def test_both_trainers_take_the_same_steps() -> None:
         assert (halved(tokens).logits - after).abs().mean() < moved / 50
 
 
+def test_the_losses_of_the_first_ten_steps_are_trls(tmp_path: Path) -> None:
+    model, data = random_weights(Llama(TINY), 0), pairs(BATCH, 0)
+    train_ours(deepcopy(model), data, 10, 0, tmp_path)
+    ours = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    log = train_theirs(transformers_twin(model), data, BATCH // 2, 10, 0, "steps").state.log_history
+    theirs = [line["loss"] for line in log if "loss" in line]
+    assert [line["dpo_loss"] for line in ours] == pytest.approx(theirs, abs=1e-4)
+    assert len(theirs) == 10 and theirs[0] - theirs[-1] > 0.05  # it does learn something
+
+
+def test_the_loop_around_transformers_takes_our_steps() -> None:
+    model, data = random_weights(Llama(TINY), 0), rows(sft_race.BATCH, 0)
+    ours, twin, halved = deepcopy(model), transformers_twin(model), transformers_twin(model)
+    sft_race.train_ours(ours, data, 3, 0)
+    sft_race.train_theirs(twin, data, sft_race.BATCH, 3, 0)
+    sft_race.train_theirs(halved, data, sft_race.BATCH // 2, 3, 0)
+    for mine, *others, old in zip(*map(weights, (ours, twin, halved, model)), strict=True):
+        moved = (mine - old).abs().mean()
+        assert all((other - mine).abs().mean() < moved / 50 for other in others)
+
+
+def weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    """In an order that does not depend on names."""
+    return sorted(model.parameters(), key=lambda weight: (weight.shape, weight.sum().item()))
+
+
+def test_memory_is_that_of_all_processes() -> None:
+    code = (
+        "import multiprocessing, time\n"
+        "held = b'x' * 30_000_000\n"
+        "def child():\n    own = b'y' * 50_000_000; print('ready', flush=True); time.sleep(60)\n"
+        "multiprocessing.get_context('fork').Process(target=child, daemon=True).start()\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        parent.stdout.readline()
+        both = training_memory.in_use(parent.pid)
+        parent.kill()
+    assert 80e6 < both < 110e6  # what both share is there once
+    assert training_memory.in_use(parent.pid) == 0
+
+
 def test_the_floor_counts_what_torch_counts() -> None:
     model, T = random_weights(Llama(TINY), 0), 40
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
         model(torch.zeros(1, T, dtype=torch.int64))
     # plain products: all T · T of them are made, though a causal mask then hides a half
-    assert counter.get_total_flops() == floor.forward(TINY, T, T * T, T)
-    # whether a text is a prompt or was written, its tokens cost the same
-    whole = floor.forward(TINY, T, T * (T + 1) // 2, 11)
-    assert floor.sampling(TINY, [(T - 10, [11])]) == whole
-    two = floor.sampling(TINY, [(T - 10, [11, 11])])
-    assert whole < two < 2 * whole
+    assert counter.get_total_flops() == floor.forward(TINY, T, T * T, T, T * T)
+    # of a token without logits the last block needs nothing but key and value
+    kv = 2 * 2 * TINY.dim * TINY.n_kv_heads * TINY.head_dim
+    block = (counter.get_total_flops() // T - 2 * TINY.dim * TINY.vocab_size) // TINY.n_layers
+    alone = floor.forward(TINY, 1, 0, 1, 0)
+    assert alone - floor.forward(TINY, 1, 0, 0, 0) == 2 * TINY.dim * TINY.vocab_size + (
+        block - 4 * TINY.dim * T - kv
+    )
+
+
+def test_each_prompt_is_counted_once() -> None:
+    P, N = 30, 11
+    prompt = floor.forward(TINY, P, P * (P + 1) // 2, 1, P)
+    seen = sum(range(P + 1, P + N))
+    sample = floor.forward(TINY, N - 1, seen, N - 1, seen)
+    assert floor.sampling(TINY, [(P, [N])]) == prompt + sample
+    assert floor.sampling(TINY, [(P, [N, N])]) == prompt + 2 * sample
 
 
 def test_a_pair_costs_its_tokens_once() -> None:
@@ -134,8 +191,16 @@ def test_a_pair_costs_its_tokens_once() -> None:
     P = pair.chosen.is_response.index(True)
     C, R = len(pair.chosen.ids), len(pair.rejected.ids)
     seen = sum(range(C + 1)) + sum(range(P + 1, R + 1))
-    expected = 3 * floor.forward(TINY, C + R - P, seen, C + R - 2 * P)
-    assert floor.training(TINY, [pair]) == expected
+    by_scored = sum(range(P, C)) + sum(range(P, R))
+    expected = 3 * floor.forward(TINY, C + R - P, seen, C + R - 2 * P, by_scored)
+    assert floor.preferences(TINY, [pair]) == expected
+
+
+def test_a_row_costs_its_logits_where_it_is_trained_on() -> None:
+    [row] = rows(1, 0)
+    P, T = row.is_response.index(True), len(row.ids)
+    expected = 3 * floor.forward(TINY, T, sum(range(T + 1)), T - P, sum(range(P, T)))
+    assert floor.instructions(TINY, [row]) == expected
 
 
 def test_a_file_that_cannot_be_written_is_said_in_a_line(tmp_path, capsys, monkeypatch) -> None:

@@ -40,8 +40,10 @@ def test_the_roofline_by_hand() -> None:
     assert {len(one.token_ids) for one in asked} == {5}
     bf16 = torch.bfloat16
     matrices = 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 6  # q, k and v, o, gate up down
-    # a query and a key: 2 operations a dimension, and as many for the value
-    reading = 2 * (2 * matrices * 3 + 4 * 4 * (3 + 4 + 5) + 2 * 4 * 10)
+    # Of the last block, here the only one, a prompt needs keys and values of its own three tokens,
+    # and all else of the last. A query and a key: 2 operations a dimension, as many for the value.
+    key_value = 2 * 4 * 2
+    reading = 2 * (2 * (key_value * 3 + matrices - key_value) + 4 * 4 * 5 + 2 * 4 * 10)
     a_step = 4 * (2 * matrices + 2 * 4 * 10)  # multiplications by all weights for four lanes
     a_token = 2 * 2 * 2  # bytes: key and value of one head of two dimensions
     held = 2 * (3 * 3 + 2 * (1 + 2 + 3))  # prompts once for both samples at each of three steps
