@@ -55,11 +55,18 @@ def run_theirs(model: Llama, data: Sequence[Pair], size: int, seed: int) -> Run:
 
 
 def train_ours(
-    model: Llama, data: Sequence[Pair], epochs: int, seed: int, directory: Path | None = None
+    model: Llama,
+    data: Sequence[Pair],
+    epochs: int,
+    seed: int,
+    directory: Path | None = None,
+    processes: int | None = None,
+    **more: Any,
 ) -> dict[str, float]:
-    """Trains the model in place; returns the trainer's metrics."""
-    settings = TrainSettings(RATE, epochs=epochs, batch_size=BATCH, dropout=0.0)
-    return train_dpo(model, data, settings, seed=seed, group=current(), directory=directory)
+    """Trains the model in place; returns the trainer's metrics. more: `TrainSettings`."""
+    settings = TrainSettings(RATE, epochs=epochs, batch_size=BATCH, dropout=0.0, **more)
+    how = {"directory": directory, "processes": processes}
+    return train_dpo(model, data, settings, seed=seed, group=current(), **how)  # type: ignore[arg-type]
 
 
 def train_theirs(
