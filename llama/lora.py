@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -78,11 +79,9 @@ class LoraLinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
         self.lora = lora
-        for name, shape in zip(
-            ADAPTERS, ((lora.rank, self.in_features), (self.out_features, lora.rank))
-        ):
-            made = torch.zeros(shape, dtype=torch.float32, device=linear.weight.device)
-            setattr(self, name, nn.Parameter(made))
+        fresh = partial(torch.zeros, dtype=torch.float32, device=linear.weight.device)
+        self.lora_a = nn.Parameter(fresh(lora.rank, self.in_features))
+        self.lora_b = nn.Parameter(fresh(self.out_features, lora.rank))
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """By `addmm`, so that nothing of the sum is kept for the backward pass."""
@@ -90,8 +89,8 @@ class LoraLinear(nn.Linear):
         frozen_NF = F.linear(x_BTC, self.weight).flatten(0, -2)
         low_NR = F.linear(x_BTC, a_RC).flatten(0, -2)
         scale = self.lora.alpha / self.lora.rank
-        added_NF = torch.addmm(frozen_NF, low_NR, b_FR.t(), alpha=scale)
-        return added_NF.unflatten(0, x_BTC.shape[:-1])
+        y_NF = torch.addmm(frozen_NF, low_NR, b_FR.t(), alpha=scale)
+        return y_NF.view(*x_BTC.shape[:-1], self.out_features)
 
     def added(self, a_RC: Tensor, b_FR: Tensor) -> Tensor:
         """What these rows of B add to the same rows of the weight."""
@@ -108,7 +107,7 @@ def attach(model: nn.Module, lora: Lora) -> None:
     model.requires_grad_(False)
     for block in model.layers:  # type: ignore[union-attr]
         for name in names:
-            half = block.attention if hasattr(block.attention, name) else block.ffn  # type: ignore
+            half = block.attention if hasattr(block.attention, name) else block.ffn
             setattr(half, name, LoraLinear(getattr(half, name), lora))
 
 

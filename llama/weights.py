@@ -150,9 +150,7 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 def _plain(model: nn.Module) -> Weights:
     state, adapted = plain_state(model), added_to(model)
-    return Weights(
-        state, lambda name, part, out: merged(state[name], adapted.get(name))[part]
-    )
+    return Weights(state, lambda name, part, out: merged(state[name], adapted.get(name))[part])
 
 
 def _rows(name: str, weight: Tensor) -> Part:

@@ -37,6 +37,7 @@ def test_the_loss_falls_and_only_adapted_matrices_change(tmp_path: Path, train: 
     seen = []
     rate = {"learning_rate": 1e-2, "epochs": 6, "save_every": 100}
     if train is dpo:
+
         def look(step: int, steps: int) -> None:
             assert all(torch.equal(w, before[n]) for n, w in plain_state(model).items())
             seen.append(step)

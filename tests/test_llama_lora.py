@@ -10,8 +10,8 @@ from tiny_llama import GROUPED, tiny_model, tiny_tokenizer
 from llama import Llama, fingerprint, load, save
 from llama.checkpoint import unfilled
 from llama.lora import TARGETS, Lora, LoraLinear, attach, begin, chosen, fold, merged, plain_state
-from llama.weights import load_sharded, load_state
 from llama.parallel import start
+from llama.weights import load_sharded, load_state
 
 LORA = Lora(3, 6.0)
 TOKENS = torch.randint(3, 400, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -100,6 +100,23 @@ def test_a_sum_in_bf16_is_rounded_once() -> None:
     assert torch.equal(linear.weight, exact.bfloat16())
 
 
+def test_small_changes_are_lost_in_bf16_as_docs_scale_says() -> None:
+    """What is left of them, along themselves, by their size relative to the weight."""
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(512, 512, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    linear.weight.normal_(0, 0.02, generator=generator)
+    ours, left = LoraLinear(linear, Lora(16, 16.0)), []
+    a, b = (torch.randn(shape, generator=generator) for shape in ((16, 512), (512, 16)))
+    b *= linear.weight.float().norm() / (b @ a).norm()
+    for size in (3e-2, 1e-2, 3e-3, 1e-3, 3e-4):
+        ours.lora_a.data.copy_(a)
+        ours.lora_b.data.copy_(size * b)
+        change = size * b @ a
+        found = merged(linear.weight, ours).float() - linear.weight.float()
+        left.append(float((found * change).sum() / change.square().sum()))
+    assert left == pytest.approx([1.0, 1.0, 0.93, 0.53, 0.18], abs=0.02)
+
+
 def test_not_even_a_zero_s_sign_changes_where_nothing_was_learnt() -> None:
     model = adapted()
     weight = model.layers[0].attention.wq.weight
@@ -111,7 +128,11 @@ def test_not_even_a_zero_s_sign_changes_where_nothing_was_learnt() -> None:
 
 def test_adapters_are_drawn_from_their_seed_and_name() -> None:
     model = adapted()
-    first = [linear.lora_a.detach().clone() for linear in model.modules() if isinstance(linear, LoraLinear)]
+    first = [
+        linear.lora_a.detach().clone()
+        for linear in model.modules()
+        if isinstance(linear, LoraLinear)
+    ]
     begin(model, "another seed")
     assert not torch.equal(model.layers[0].attention.wq.lora_a, first[0])
     begin(model, "a seed")
