@@ -68,8 +68,12 @@ def test_recomputing_changes_nothing_and_a_second_training_goes_on_from_the_firs
     for how in ({}, {"recompute": "full"}, {"recompute": "selective"}):
         model = adapted()
         sft(model, **LORA, dropout=0.3, **how)
-        first = fingerprint(model)
-        dpo(model, **LORA)
+        first, plain = fingerprint(model), tiny_model()
+        plain.load_state_dict(plain_state(model))
+        attach(plain, Lora(3, 6.0))
+        for second in (model, plain):
+            dpo(second, **LORA)
+        assert fingerprint(model) == fingerprint(plain)
         trained.append((first, fingerprint(model)))
     assert len(set(trained)) == 1
     assert len({fingerprint(tiny_model()), *trained[0]}) == 3
