@@ -76,9 +76,10 @@ def test_running_a_finished_run_again_changes_nothing(finished):
 
 def test_the_loop_runs_with_adapters_in_both_trainings(tmp_path):
     """What has none is in M2 what it was in M1, to the last bit; the rest is not."""
-    flags = ["--iterations", 2, "--set", "prompts.count=16", "--set", "dpo.batch_size=8"]
-    flags += [word for part in ("sft", "dpo") for word in ("--set", f"{part}.lora_rank=4")]
-    flags += ["--set", "sft.learning_rate=1e-2", "--set", "evaluation.instructions=6"]
+    changes = ["sft.lora_rank=4", "dpo.lora_rank=4", "sft.learning_rate=1e-2", "sft.epochs=4"]
+    changes += ["prompts.count=16", "dpo.batch_size=8", "dpo.max_steps=2", "evaluation.drift=0"]
+    changes += ["evaluation.instructions=6", "evaluation.ranked=3"]
+    flags = ["--iterations", 2, *(word for change in changes for word in ("--set", change))]
     done = train("--preset", "smoke", "--run", tmp_path / "r", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("adapters of rank 4 learn") == 2  # in SFT and in DPO
