@@ -26,6 +26,7 @@ from dpo import Pair, Row, TrainSettings, train_dpo, train_sft
 from dpo.logprobs import CHUNK_LOGITS
 from llama import Llama, LlamaConfig
 from llama.files import replace_file
+from llama.lora import attach
 from llama.parallel import Group, shard, start
 from llama.plan import Need, Sampling, Training, sampling, training
 from sampling import Decoding, Request
@@ -35,7 +36,10 @@ MODELS = {"tiny": TINY, "134M": MEDIUM}
 TOKENS = {"tiny": (4096, 512), "134M": (1024, 256)}  # of a forward pass, and of a row
 SLOTS = {"tiny": (256, 64, 128), "134M": (32, 128, 64)}  # slots, tokens of a prompt, new tokens
 N = 4  # samples of a prompt
-PHASES = ("SFT", "SFT, recompute", "SFT, two ranks", "DPO", "sampling")
+PHASES = (
+    "SFT", "SFT, recompute", "SFT, two ranks", "SFT, adapters", "DPO", "DPO, adapters", "sampling",
+)  # fmt: skip
+RANK = 8  # of the adapters
 TOLERANCE = 0.1
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 FP32 = 4
@@ -118,17 +122,19 @@ def train(
 ) -> Need:
     """Two steps of two micro-batches a rank; the plan for them."""
     pairs, recompute, ranks = (
-        phase == "DPO",
+        phase.startswith("DPO"),
         ("none", "full")[phase.endswith("recompute")],
         group.world_size,
     )
     settings = TrainSettings(
         1e-4, batch_size=2 * ranks * tokens // length, micro_tokens=tokens, dropout=0.0,
-        recompute=recompute, max_steps=2,
+        recompute=recompute, max_steps=2, lora_rank=RANK * phase.endswith("adapters"),
     )  # fmt: skip
     third, count = length // 3, 2 * settings.batch_size
     model = Llama(config)
     model.init_weights()
+    if settings.lora:
+        attach(model, settings.lora)
     shard(model, group)
     if pairs:
         two = [ids(2 * third + third, config, draw) for _ in range(count)]
@@ -138,7 +144,10 @@ def train(
         rows = [row] * count
         train_sft(model, rows, settings, seed=0, group=group)
     attended, scored = (tokens * 4 // 3, tokens * 2 // 3) if pairs else (tokens, tokens)
-    how = Training(ranks, tokens, attended, scored, FP32, False, recompute, True, CHUNK_LOGITS)
+    how = Training(
+        ranks, tokens, attended, scored, FP32, False, recompute, True, CHUNK_LOGITS,
+        lora=settings.lora,
+    )  # fmt: skip
     return training(config, how)
 
 

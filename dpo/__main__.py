@@ -16,6 +16,7 @@ from dpo import Pair, Row, TrainSettings, forget, train_dpo, train_sft
 from dpo.settings import LOSSES, MOMENT_TYPES, RECOMPUTE
 from llama import Llama, Tokenizer, encode_example, load_sharded, save
 from llama.layout import SHARDS, describe
+from llama.lora import TARGETS
 from llama.parallel import Group, Layout, start
 from seed.read import read_ift
 from seed.rows import STRING, read_rows, refuse
@@ -49,14 +50,17 @@ def _run(given: dict[str, Any], group: Group) -> None:
         raise ValueError(f"{out} holds a model already: choose another --out")
     rates = SFT_RATES if given["sft"] else DPO_RATES
     chosen = {name: given[name] for name in _OPTIONS if given[name] is not None}
+    if "lora_targets" in chosen:
+        chosen["lora_targets"] = tuple(chosen["lora_targets"])
     settings = TrainSettings(**{**rates, **chosen})
     if bool(given["replay"]) != bool(settings.replay_weight):
         raise ValueError("--replay and --replay-weight go together: give both or neither")
     dtype = torch.bfloat16 if given["bfloat16"] else torch.float32
-    model, tokenizer = load_sharded(given["model"], group, dtype)
+    model, tokenizer = load_sharded(given["model"], group, dtype, lora=settings.lora)
     if group.is_main:
         size = f"{settings.batch_size} {'rows' if given['sft'] else 'pairs'} a step"
         passes = f"passes of at most {settings.micro_tokens:,} tokens a rank"
+        passes += f", adapters of rank {settings.lora_rank} learn" if settings.lora else ""
         print(f"{describe(group, model.config.parameter_count, dtype)}; {size}, {passes}")
     kept = {"seed": given["seed"], "group": group, "directory": out}
     if given["sft"]:
@@ -123,13 +127,15 @@ _HELP = {
     "nll_weight": "DPO: weight of the chosen responses' loss per token",
     "replay_weight": "DPO: weight of the loss per token of --replay's rows",
     "max_steps": "stop after so many",
+    "lora_rank": "of the adapters that learn in place of the weights; 0: none",
+    "lora_alpha": "what adapters add is multiplied by this, over their rank",
     "save_every": "steps between two saves to go on from",
 }
 _CHOICES = {
     "recompute": (RECOMPUTE, "in the backward pass; ever slower, with ever less memory"),
     "moments": (MOMENT_TYPES, "what Adam keeps; bfloat16 saves 4 of a weight's 16 bytes"),
 }
-_OPTIONS = (*_HELP, *_CHOICES, "compile")
+_OPTIONS = (*_HELP, *_CHOICES, "lora_targets", "compile")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, (choices, text) in _CHOICES.items():
         default = getattr(TrainSettings, name)
         parser.add_argument(f"--{name}", choices=choices, help=f"{text}; default {default}")
+    parser.add_argument(
+        "--lora-targets", nargs="+", help=f"matrices with adapters; default {' '.join(TARGETS)}"
+    )
     parser.add_argument("--bfloat16", action="store_true", help="compute in it; weights stay fp32")
     parser.add_argument("--seed", type=int, default=0, help="of the order and of dropout")
     types = get_type_hints(TrainSettings)

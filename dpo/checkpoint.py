@@ -1,7 +1,7 @@
 """A training run, frozen between two steps, in one safetensors file.
 
-It holds weights, Adam's moments and what else it takes to go on to the same bytes, and is replaced
-whole or not at all. Knows no loss and no data.
+It holds the weights that learn, Adam's moments and what else it takes to go on to the same bytes,
+and is replaced whole or not at all. Knows no loss and no data.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def load_training(
 def _tensors(model: Llama, optimizer: torch.optim.AdamW) -> Iterator[tuple[str, Tensor]]:
     """All that changes in a step, by name; before the first step there are no moments."""
     for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
         yield f"weight.{name}", weight
         for moment in MOMENTS:
             if moment in optimizer.state[weight]:

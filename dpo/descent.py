@@ -207,7 +207,8 @@ class Descent:
 
 
 def _fixed(settings: TrainSettings) -> Record:
-    return {name: value for name, value in asdict(settings).items() if name not in MAY_CHANGE}
+    fixed = {name: value for name, value in asdict(settings).items() if name not in MAY_CHANGE}
+    return fixed | {"lora_targets": list(settings.lora_targets)}  # as JSON will give it back
 
 
 def _shown(record: Record, speed: float) -> dict[str, str]:

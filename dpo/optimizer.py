@@ -21,9 +21,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's m and v
 def make_optimizer(
     model: nn.Module, settings: TrainSettings, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """AdamW as the settings want it; only matrices decay."""
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    gains = [weight for weight in model.parameters() if weight.ndim == 1]
+    """AdamW over what is not frozen, as the settings want it; only matrices decay."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    matrices = [weight for weight in weights if weight.ndim > 1]
+    gains = [weight for weight in weights if weight.ndim == 1]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": gains, "weight_decay": 0.0},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from llama.lora import TARGETS, Lora
+
 LOSSES = ("dpo", "cdpo", "robust", "ipo", "hinge", "dpo_norm", "simpo")  # of `dpo.losses`
 FLIPPING = ("cdpo", "robust")  # they reckon with wrong labels
 RECOMPUTE = ("none", "selective", "full")
@@ -32,6 +34,9 @@ class TrainSettings:
     recompute: str = "none"  # in the backward pass: none, selective, full; ever slower and smaller
     compile: bool = False  # each block by torch.compile: minutes at first, then faster on a GPU
     moments: str = "float32"  # what Adam keeps; bfloat16 saves 4 of 16 bytes a weight
+    lora_rank: int = 0  # of the adapters that learn in place of the weights; 0: none, all learn
+    lora_alpha: float = 16.0  # what they add is multiplied by alpha / rank
+    lora_targets: tuple[str, ...] = TARGETS  # the matrices of each block that have them
     loss: str = "dpo"  # the preference loss, one of LOSSES
     beta: float = 0.1  # its inverse temperature; dpo_norm and simpo, per token, want 2 or more
     flipped: float = 0.0  # cdpo, robust: the share of pairs that may be the wrong way round
@@ -53,6 +58,7 @@ class TrainSettings:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)!r}")
         self._check_loss()
+        self._check_lora()
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             found = self.min_learning_rate
             raise ValueError(
@@ -74,6 +80,19 @@ class TrainSettings:
             raise ValueError(f"flipped means nothing with loss {self.loss}; leave it at 0")
         if self.loss != "simpo" and self.gamma != 0:
             raise ValueError(f"gamma means nothing with loss {self.loss}; leave it at 0")
+
+    def _check_lora(self) -> None:
+        for name in ("lora_alpha", "lora_targets"):
+            if not self.lora_rank and getattr(self, name) != getattr(TrainSettings, name):
+                raise ValueError(f"{name} means nothing with lora_rank 0; leave it out")
+        _ = self.lora  # refuses what there is not
+
+    @property
+    def lora(self) -> Lora | None:
+        """What `llama.load_sharded` is told."""
+        if self.lora_rank == 0:
+            return None
+        return Lora(self.lora_rank, self.lora_alpha, self.lora_targets)
 
     def steps(self, steps_per_epoch: int) -> int:
         """Number of optimizer steps in the run."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dpo.reference import Reference, reference_key, reference_logps, rows_key
 from dpo.settings import TrainSettings
 from llama import fingerprint
 from llama.children import most_processes
+from llama.lora import begin, chosen, fold
 from llama.model import Llama
 from llama.parallel import Group
 
@@ -37,7 +39,8 @@ def train_sft(
     description: str = "SFT",
     processes: int | None = None,
 ) -> dict[str, float]:
-    """Trains `model` in place on the response tokens of `rows`.
+    """Trains `model` in place on the response tokens of `rows`: all its weights, or, with a
+    `lora_rank`, the adapters that it was loaded with, which then are added to the weights.
 
     rows: may encode lazily; each is read when its turn comes, once an epoch.
     directory: gets `train.jsonl`, a line a step, and every `save_every` steps the frozen run, from
@@ -46,20 +49,22 @@ def train_sft(
       small model. It changes the speed, and how sums are rounded.
     Returns the last step's metrics and `steps, skipped, tokens, seconds, tokens_per_second`.
     Raises ValueError, naming the row or the step, for data that cannot be trained on, for a
-    directory that holds another run, where loss or gradient stay infinite or NaN, and where memory
-    does not suffice; OSError if nothing can be written.
+    directory that holds another run, for adapters other than the settings', where loss or gradient
+    stay infinite or NaN, and where memory does not suffice; OSError if nothing can be written.
     """
+    _check_adapters(model, settings)
     line = partial(row_line, longest=model.config.max_seq_len)
     dealer = Dealer(rows, line, settings.batch_size, seed)
     probes = sorted({i * (len(rows) - 1) // (PROBES - 1) for i in range(PROBES)})
     data = f"{len(rows)} rows {rows_key(rows[i] for i in probes)}"
     objective = SFT(dealer, settings)
-    _reshard(model)
+    identity = {"data": data, "model": fingerprint(model)}
     count = _processes(model, settings, group, processes)
-    descent = Descent(
-        model, objective, settings, seed=seed, group=group, directory=directory, processes=count
-    )
-    return descent.run({"data": data, "model": fingerprint(model)}, description)
+    with _adapting(model, f"{seed} {data}"):
+        descent = Descent(
+            model, objective, settings, seed=seed, group=group, directory=directory, processes=count
+        )
+        return descent.run(identity, description)
 
 
 def train_dpo(
@@ -84,6 +89,7 @@ def train_dpo(
     again when a run goes on. Otherwise as `train_sft`; `directory` also gets the reference's
     log-probabilities.
     """
+    _check_adapters(model, settings)
     size, longest = settings.batch_size, model.config.max_seq_len
     dealer = Dealer(pairs, partial(pair_line, longest=longest), size, seed)
     replayed = None
@@ -100,11 +106,11 @@ def train_dpo(
     else:
         data += f", reference {hashlib.sha256(torch.cat(reference).numpy().tobytes()).hexdigest()}"
     objective = DPO(dealer, reference, replayed, settings)
-    _reshard(model)
-    descent = Descent(
-        model, objective, settings, seed=seed, group=group, directory=directory, processes=count
-    )
-    return descent.run({"data": data, "model": start}, description, after_step)
+    with _adapting(model, f"{seed} {rows_key(pair.chosen for pair in pairs)}"):
+        descent = Descent(
+            model, objective, settings, seed=seed, group=group, directory=directory, processes=count
+        )
+        return descent.run({"data": data, "model": start}, description, after_step)
 
 
 def pair_logps(model: Llama, pairs: Sequence[Pair], micro_tokens: int, group: Group) -> Reference:
@@ -133,6 +139,28 @@ def _processes(model: Llama, settings: TrainSettings, group: Group, asked: int |
     if apart or model.config.parameter_count > LARGEST:
         return 1
     return min(asked or most_processes(group.device), settings.batch_size)
+
+
+def _check_adapters(model: Llama, settings: TrainSettings) -> None:
+    if chosen(model) != settings.lora:
+        raise ValueError(
+            f"the settings want {settings.lora or 'lora_rank 0'}, the model has "
+            f"{chosen(model) or 'no adapters'}: load it with lora=settings.lora"
+        )
+
+
+@contextmanager
+def _adapting(model: Llama, seed: str) -> Iterator[None]:
+    """Draws the adapters, if there are any; what they learnt becomes part of the weights.
+
+    seed: with the data in it, so that each iteration's adapters begin elsewhere; without the
+      weights, whose last bits depend on the number of ranks.
+    """
+    _reshard(model)
+    begin(model, seed)
+    yield
+    _reshard(model)
+    fold(model)
 
 
 def _reshard(model: Llama) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llama.config import LlamaConfig
+from llama.lora import TARGETS, Lora
 from llama.split import Split, parameter_count
 
 MASTER = 4  # bytes of a weight as it is trained: fp32, and so is its gradient
@@ -32,7 +33,8 @@ class Training:
     tokens, scored: of the largest forward pass, padding included, and of those with a loss.
     attended: tokens that attention sees; more than `tokens` where a prompt's two answers share it.
     width: bytes of a number in the computation. accumulates: a rank takes several such passes a
-    step. logits_at_once: numbers, as in `dpo.logprobs`.
+    step. logits_at_once: numbers, as in `dpo.logprobs`. lora: the adapters that learn beside frozen
+    weights, if they do.
     """
 
     ranks: int
@@ -46,6 +48,7 @@ class Training:
     logits_at_once: int
     moment: int = MASTER
     offload: bool = False
+    lora: Lora | None = None
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,35 @@ def saved_by_block(config: LlamaConfig, how: Training) -> int:
     ```
       x  norm  h  │ q k v  out, log-sum-exp  (folded)  │ x  norm  h  │ w1  silu  w3  product
     ```
-    Either half begins with x in fp32, which is x itself where the computation is in fp32.
+    Either half begins with x in fp32, which is x itself where the computation is in fp32. Beside
+    frozen weights a norm is kept by nobody, h and the product only by adapters that read them.
     """
     C, F, H, w = config.dim, config.ffn_dim, config.n_heads, how.width
     K = config.n_kv_heads * config.head_dim
-    half = (4 + w + w) * C + 4 + how.dropout * w * C  # x, norm, h; the norm's scale
+    learn = TARGETS if how.lora is None else how.lora.targets
+    norms = 2 if how.lora is None else 0
+    inputs = any(n in learn for n in ("wq", "wk", "wv")) + any(n in learn for n in ("w1", "w3"))
+    halves = 2 * (4 * C + 4 + how.dropout * w * C) + (norms + inputs) * w * C
     attended = (2 * C + 2 * K) * w + 4 * H  # q, out, k, v
-    folded = w * C if how.attended != how.tokens else 0
-    return how.tokens * (2 * half + folded + 4 * F * w) + how.attended * attended
+    folded = w * C if how.attended != how.tokens and "wo" in learn else 0
+    inner = (3 + ("w2" in learn)) * F * w
+    # whole adapters lie in fp32: each pass makes copies of them in the computation's type
+    copies = 0 if _is_cut(how) or w == MASTER else w * _adapters(config, how)
+    return how.tokens * (halves + folded + inner + _low(how)) + how.attended * attended + copies
+
+
+def _low(how: Training) -> int:
+    """Bytes of what a token's adapters of a block make: A x."""
+    return how.lora.rank * len(how.lora.targets) * how.width if how.lora else 0
+
+
+def _adapters(config: LlamaConfig, how: Training) -> int:
+    return how.lora.block_parameter_count(config) if how.lora else 0
+
+
+def _is_cut(how: Training) -> bool:
+    """Whether FSDP holds the weights: whole ones must lie in the computation's type already."""
+    return how.ranks > 1 or how.offload or (how.width != MASTER and how.lora is None)
 
 
 def kept_by_block(config: LlamaConfig, how: Training) -> int:
@@ -97,7 +121,7 @@ def kept_by_block(config: LlamaConfig, how: Training) -> int:
     if how.recompute == "none":
         return saved_by_block(config, how)
     C, K, w = config.dim, config.n_kv_heads * config.head_dim, how.width
-    products = how.tokens * (3 * C + 2 * K + 2 * config.ffn_dim) * w
+    products = how.tokens * ((3 * C + 2 * K + 2 * config.ffn_dim) * w + _low(how))
     products += how.attended * (C * w + 4 * config.n_heads)
     return how.tokens * C * w + (products if how.recompute == "selective" else 0)
 
@@ -105,30 +129,33 @@ def kept_by_block(config: LlamaConfig, how: Training) -> int:
 def training(config: LlamaConfig, how: Training) -> Need:
     """The need of SFT or DPO. With one micro-batch a step gradients come while activations go."""
     C, V, w, P = config.dim, config.vocab_size, how.width, config.parameter_count
-    states = -(-P // how.ranks) * MASTER
     block = config.block_parameter_count
-    root = P - config.n_layers * block
-    moments = 2 * -(-P // how.ranks) * how.moment
-    is_cut = how.ranks > 1 or w != MASTER or how.offload
+    root, added = P - config.n_layers * block, _adapters(config, how)
+    learning = -(-(config.n_layers * added if how.lora else P) // how.ranks)
+    states, moments = learning * MASTER, 2 * learning * how.moment
+    frozen = -(-P // how.ranks) * w if how.lora else 0
     saves, head = saved_by_block(config, how), how.tokens * (4 + w) * C + how.scored * C * w
     logits = min(how.scored, max(1, how.logits_at_once // V)) * V * LOGITS
     # in a block's backward pass: gradients of the SwiGLU, and of one of its matrices
-    backward = how.tokens * (2 * config.ffn_dim + 2 * C) * w + config.ffn_dim * C * w
+    backward = how.tokens * (2 * config.ffn_dim + 2 * C) * w
+    backward += (added if how.lora else config.ffn_dim * C) * w
     kept = config.n_layers * kept_by_block(config, how)
     kept += how.dropout * how.tokens * C * w  # the embeddings'
     working = max(head + logits, backward + (how.recompute != "none") * saves)
     # Ranks that share the weights have some whole while they compute, and gradients on their way:
     # the logits' table's, which stays to the end, and a block's; after the blocks, all the rest's.
-    whole = w * (root + SIDE_BY_SIDE * block)
+    whole = w * (root + SIDE_BY_SIDE * (block + added))
     on_their_way = max((w + MASTER) * block + w * V * C, (w + MASTER) * root - kept - working)
+    if how.lora:  # nothing of what is frozen
+        on_their_way = (w + MASTER) * added
     gradients = states
     if not how.accumulates:
         gradients = max(0, states - kept)
     here = not how.offload
     return Need(
         {
-            "weights": states * here,
-            "gathered": (whole + on_their_way) * is_cut,
+            "weights": (frozen + states) * here,
+            "gathered": (whole + on_their_way) * _is_cut(how),
             "gradients": gradients * here,
             "optimizer": moments * here,
             "activations": kept,

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from llama.checkpoint import Checkpoint, Weights, unfilled
 from llama.huggingface import read_hf, write_hf
+from llama.lora import Lora, added_to, attach, merged, plain_state, silence
 from llama.meta import read_meta
 from llama.model import Llama
-from llama.parallel import Group, full_tensor, full_tensors, local_part, local_rows, shard
+from llama.parallel import Group, full_tensor, local_part, local_rows, shard
 from llama.stored import Part
 from llama.team import Team, TeamLlama
 from llama.tokenizer import Tokenizer
@@ -58,14 +59,18 @@ def load_sharded(
     group: Group,
     dtype: torch.dtype = torch.float32,
     masters: torch.dtype = torch.float32,
+    lora: Lora | None = None,
 ) -> tuple[Llama, Tokenizer]:
     """`load` and `shard` in one, for models that one rank cannot hold: each reads its own rows.
 
-    Weights are kept in `masters` and computed with in `dtype`.
+    Weights are kept in `masters` and computed with in `dtype`. With adapters (`lora`) they are
+    frozen, and kept in `dtype` too.
     """
     checkpoint = read_checkpoint(path)
     tokenizer = open_tokenizer(checkpoint)
-    model = unfilled(checkpoint.config).to(masters)
+    model = unfilled(checkpoint.config).to(dtype if lora else masters)
+    if lora:
+        attach(model, lora)
     shard(model, group, dtype)
     model.to_empty(device=group.home)
     _fill(model, checkpoint)
@@ -105,12 +110,13 @@ def load_state(model: Llama, path: str | Path) -> None:
 
 
 def save(model: Llama, tokenizer: Tokenizer, path: str | Path) -> None:
-    """Writes a Hugging Face directory, in the weights' own type. All ranks call it, and each writes
-    some of the files, so the directory must be on a disk that they share.
+    """Writes a Hugging Face directory, in the weights' own type, what adapters add included. All
+    ranks call it, and each writes some of the files, so the directory must be on a disk that they
+    share.
 
     A crash leaves a directory that `load` refuses, never one that it half reads.
     """
-    write_hf(Path(path), held(model.state_dict()), model.config, tokenizer)
+    write_hf(Path(path), _plain(model), model.config, tokenizer)
 
 
 def held(state: Mapping[str, Tensor]) -> Weights:
@@ -119,9 +125,12 @@ def held(state: Mapping[str, Tensor]) -> Weights:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over all weights' names, types, shapes and bytes, however many ranks hold them."""
-    digest = hashlib.sha256()
-    for name, tensor in full_tensors(sorted(model.state_dict().items())):
+    """SHA-256 over all weights' names, types, shapes and bytes, however many ranks hold them; with
+    adapters, over the weights as they would be saved.
+    """
+    digest, weights = hashlib.sha256(), _plain(model)
+    for name in sorted(weights.like):
+        tensor = weights.read(name, (), None)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -139,6 +148,11 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
+def _plain(model: nn.Module) -> Weights:
+    state, adapted = plain_state(model), added_to(model)
+    return Weights(state, lambda name, part, out: merged(state[name], adapted.get(name))[part])
+
+
 def _rows(name: str, weight: Tensor) -> Part:
     return (local_rows(weight),)
 
@@ -146,8 +160,9 @@ def _rows(name: str, weight: Tensor) -> Part:
 def _fill(
     model: nn.Module, checkpoint: Checkpoint, part: Callable[[str, Tensor], Part] = _rows
 ) -> None:
-    for name, weight in model.state_dict().items():
+    for name, weight in plain_state(model).items():
         out = local_part(weight)
         read = checkpoint.weights.read(name, part(name, weight), out)
         if read is not out:
             out.copy_(read)
+    silence(model)

@@ -114,6 +114,7 @@ def layout_line(parameters: int, settings: Settings, group: Group) -> str:
     parts = [describe(group, parameters, getattr(torch, settings.dtype))]
     for name, how, items in (("SFT", settings.sft, "rows"), ("DPO", settings.dpo, "pairs")):
         passes = f"passes of at most {how.micro_tokens:,} tokens a rank"
+        passes += f", adapters of rank {how.lora_rank} learn" if how.lora else ""
         parts.append(f"{name}: {how.batch_size} {items} a step, {passes}")
     return "; ".join(parts)
 

@@ -61,6 +61,7 @@ def train_size(
         logits_at_once=CHUNK_LOGITS,
         moment=getattr(torch, how.moments).itemsize,
         offload=settings.machine.offload,
+        lora=how.lora,
     )
 
 

@@ -15,6 +15,7 @@ from dpo import Pair, Row, TrainSettings, forget, pair_logps, row_logps, train_d
 from dpo.lines import pair_line
 from dpo.reference import Reference
 from llama import Llama, Tokenizer, encode_example, encode_prompt, load_sharded, save
+from llama.lora import Lora
 from llama.parallel import Group
 from llama.team import join
 from loop.replica import load_replica
@@ -44,7 +45,7 @@ class Models:
         """The stage `name`: a copy of `start`, trained on examples."""
 
         def make(out: Path) -> Metrics:
-            model, tokenizer = self._trainable(start)
+            model, tokenizer = self._trainable(start, how.lora)
             rows = [_row(model, tokenizer, *example) for example in examples]
             self._say_steps(name, how, [row.ids for row in rows])
             return self._trained(train_sft, model, tokenizer, rows, how, out, name)
@@ -75,7 +76,7 @@ class Models:
 
         def make(out: Path) -> Metrics:
             known = None if reference is None else self.pair_logps(reference, pairs)
-            model, tokenizer = self._trainable(start)
+            model, tokenizer = self._trainable(start, how.lora)
             rows = [_pair(model, tokenizer, row) for row in pairs]
             again = [_row(model, tokenizer, *example) for example in replay if how.replay_weight]
             longest = model.config.max_seq_len
@@ -131,9 +132,9 @@ class Models:
             self._speaking = path, Completer(model, tokenizer, group=team, slots=how.slots)
         return self._speaking[1]
 
-    def _trainable(self, path: Path) -> tuple[Llama, Tokenizer]:
+    def _trainable(self, path: Path, lora: Lora | None = None) -> tuple[Llama, Tokenizer]:
         self._speaking = None
-        return load_sharded(path, self.group, self.dtype)
+        return load_sharded(path, self.group, self.dtype, lora=lora)
 
     def _say_steps(self, name: str, how: TrainSettings, *data: Sequence[Sized]) -> None:
         """How many steps there will be, of how many tokens on all ranks; each kind of data has its

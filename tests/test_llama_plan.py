@@ -18,6 +18,7 @@ from dpo.lines import Line, pair_line, row_line
 from dpo.logprobs import CHUNK_LOGITS
 from llama import PRESETS, Llama, LlamaConfig
 from llama.__main__ import main
+from llama.lora import Lora, attach, begin
 from llama.plan import Training, kept_by_block, kv_bytes, sampling, saved_by_block, training
 from loop.memory import OURS, advice, needs, sampling_sizes, table, team_size, train_size
 from loop.options import parse_arguments
@@ -34,12 +35,25 @@ WAYS = {
     "pairs": replace(ALONE, attended=4 * 64),  # of 16 shared tokens and twice 16 others
     "pairs in bf16": replace(ALONE, attended=4 * 64, width=2),
 }
+FEW = Lora(4, 8.0)
+ADAPTERS = {
+    "adapters": replace(ALONE, lora=FEW),
+    "adapters, dropout": replace(ALONE, lora=FEW, dropout=True),
+    "adapters in bf16": replace(ALONE, lora=FEW, width=2),
+    "adapters, pairs": replace(ALONE, lora=FEW, attended=4 * 64),
+    "adapters, pairs in bf16": replace(ALONE, lora=FEW, attended=4 * 64, width=2),
+    "some": replace(ALONE, lora=Lora(4, 8.0, ("wv", "w2"))),
+    "one": replace(ALONE, lora=Lora(4, 8.0, ("w1",)), attended=4 * 64),
+}
 
 
 def model_and_lines(config: LlamaConfig, how: Training) -> tuple[Llama, list[Line]]:
     model = Llama(config)
     model.init_weights(torch.Generator().manual_seed(0))
     model = model.to({4: torch.float32, 2: torch.bfloat16}[how.width])
+    if how.lora is not None:
+        attach(model, how.lora)
+        begin(model, "")
     if how.attended == how.tokens:
         row = Row([3] * 48, [False] + [True] * 47)
         return model, [row_line(row, i, 96) for i in range(4)]
@@ -67,13 +81,16 @@ def kept_bytes(config: LlamaConfig, how: Training) -> int:
     return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
 
 
-@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("how", [*WAYS.values(), *ADAPTERS.values()], ids=[*WAYS, *ADAPTERS])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_a_block_keeps_what_the_plan_says_to_the_byte(config: LlamaConfig, how: Training) -> None:
     """Two blocks more make the difference; what comes before and after the blocks cancels out."""
     deeper = replace(config, n_layers=config.n_layers + 2)
     more = kept_bytes(deeper, how) - kept_bytes(config, how)
     assert more == 2 * saved_by_block(config, how)
+
+
+SELECTIVE = ("adapters", "adapters in bf16", "adapters, pairs", "some")
 
 
 class Products(TorchDispatchMode):
@@ -89,10 +106,10 @@ class Products(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("name", ["fp32", "bf16", "pairs", "pairs in bf16"])
+@pytest.mark.parametrize("name", ["fp32", "bf16", "pairs", "pairs in bf16", *SELECTIVE])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_selective_keeps_an_input_and_products_to_the_byte(config: LlamaConfig, name: str) -> None:
-    how, found = replace(WAYS[name], recompute="selective"), []
+    how, found = replace((WAYS | ADAPTERS)[name], recompute="selective"), []
     for n_layers in (2, 4):
         model, lines = model_and_lines(replace(config, n_layers=n_layers), how)
         with Products() as products, torch.no_grad():
@@ -104,9 +121,10 @@ def test_selective_keeps_an_input_and_products_to_the_byte(config: LlamaConfig, 
     assert inputs < kept_by_block(config, how) < saved_by_block(config, how)
 
 
-def test_the_tiny_models_training_takes_what_was_planned() -> None:
+@pytest.mark.parametrize("phase", ["DPO", "DPO, adapters"])
+def test_the_tiny_models_training_takes_what_was_planned(phase: str) -> None:
     """In a process of its own; `python -m bench.memory` does so for all phases and for 134M."""
-    planned, measured = in_fresh_processes("tiny", "DPO")
+    planned, measured = in_fresh_processes("tiny", phase)
     assert measured > 100e6
     assert planned == pytest.approx(measured, rel=0.1)
 
@@ -119,6 +137,28 @@ def test_states_are_those_of_adam_in_fp32() -> None:
     for ranks in (2, 8, 64):
         parts = training(PRESETS["7B"], replace(ALONE, ranks=ranks)).parts
         assert parts["weights"] == -(-count // ranks) * 4 and parts["gathered"] > 0
+
+
+def test_beside_frozen_weights_only_adapters_have_states() -> None:
+    config, lora = PRESETS["7B"], Lora(16, 16.0)
+    learning = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    need = training(config, replace(ALONE, lora=lora, width=2)).parts
+    assert need["weights"] == 2 * config.parameter_count + 4 * learning
+    assert need["gradients"] * 2 == need["optimizer"] == 8 * learning and need["gathered"] == 0
+    cut = training(config, replace(ALONE, lora=lora, width=2, ranks=8)).parts
+    assert cut["weights"] == need["weights"] / 8 and cut["gathered"] > 0
+
+
+@pytest.mark.parametrize(("name", "ranks", "card"), [("7B", 1, 24), ("70B", 8, 80)])
+def test_with_adapters_7b_fits_a_small_card_and_70b_one_machine(
+    name: str, ranks: int, card: int
+) -> None:
+    words = [f"--set={part}.{how}" for part in ("sft", "dpo") for how in ("recompute=full",)]
+    few = [f"--set={part}.lora_rank=16" for part in ("sft", "dpo")]
+    for flags, fits in ((words, False), (words + few, True)):
+        found = needs(parse_arguments(["--preset", "paper", *flags]), PRESETS[name], ranks)
+        for phase in ("SFT", "DPO"):
+            assert (found[phase].total <= OURS * card * 2**30) == fits
 
 
 def test_narrow_moments_and_offload_leave_their_part_out() -> None:

@@ -106,7 +106,7 @@ def test_the_readmes_make_and_train_commands_are_understood():
 def test_the_settings_of_docs_scale_are_settings():
     table = (ROOT / "docs/scale.md").read_text()
     found = re.findall(r"^\| `([\w.]+=\w+)`", table, re.M)
-    assert len(found) == 9
+    assert len(found) == 10
     for assignment in found:
         parse_arguments(["--set", assignment])
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from loop.run import Run
 from loop.settings import Judging, Prompts, Settings
@@ -70,6 +72,21 @@ def test_running_a_finished_run_again_changes_nothing(finished):
     done = train("--preset", "smoke", "--run", run)
     assert done.returncode == 0 and "complete" in done.stdout
     assert contents(run) == before
+
+
+def test_the_loop_runs_with_adapters_in_both_trainings(tmp_path):
+    """What has none is in M2 what it was in M1, to the last bit; the rest is not."""
+    changes = ["sft.lora_rank=4", "dpo.lora_rank=4", "sft.learning_rate=1e-2", "sft.epochs=4"]
+    changes += ["prompts.count=16", "dpo.batch_size=8", "dpo.max_steps=2", "evaluation.drift=0"]
+    changes += ["evaluation.instructions=6", "evaluation.ranked=3"]
+    flags = ["--iterations", 2, *(word for change in changes for word in ("--set", change))]
+    done = train("--preset", "smoke", "--run", tmp_path / "r", *flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("adapters of rank 4 learn") == 2  # in SFT and in DPO
+    weights = [load_file(tmp_path / f"r/M{t}/model.safetensors") for t in (1, 2)]
+    moved = {name.split(".")[-2] for name in weights[0]
+             if not torch.equal(weights[0][name], weights[1][name])}  # fmt: skip
+    assert moved == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path):
