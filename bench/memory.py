@@ -138,11 +138,12 @@ def train(
     shard(model, group)
     if pairs:
         two = [ids(2 * third + third, config, draw) for _ in range(count)]
-        train_dpo(model, [pair(three, third) for three in two], settings, seed=0, group=group)
+        data = [pair(three, third) for three in two]
+        train_dpo(model, data, settings, seed=0, group=group, processes=1)
     else:
         row = Row(ids(length, config, draw), [False] + [True] * (length - 1))
         rows = [row] * count
-        train_sft(model, rows, settings, seed=0, group=group)
+        train_sft(model, rows, settings, seed=0, group=group, processes=1)
     attended, scored = (tokens * 4 // 3, tokens * 2 // 3) if pairs else (tokens, tokens)
     how = Training(
         ranks, tokens, attended, scored, FP32, False, recompute, True, CHUNK_LOGITS,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -151,6 +152,34 @@ def test_a_process_that_is_killed_is_told() -> None:
         for _ in range(2):  # and again, when there is nobody to tell
             with pytest.raises(ChildProcessError, match=r"code -9; .*lower micro_tokens"):
                 together(1)
+
+
+LEFT_ALONE = """
+import time
+import torch
+from torch import nn
+from dpo.crew import crew
+
+layer = nn.Linear(2, 2)
+
+def work(step, part):
+    layer(torch.ones(2)).sum().backward()
+    return {}
+
+with crew(layer, work, 3) as together:
+    together(0)
+    print("at work", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_no_process_outlives_its_parent() -> None:
+    command = [sys.executable, "-c", LEFT_ALONE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == b"at work\n"
+        parent.kill()
+        assert parent.stdout.read() == b""  # to its end: nobody is left who could write to it
 
 
 def test_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
