@@ -58,8 +58,8 @@ settings, first run:
 
 Loading in the shape of 7B: [bench/loading.md](bench/loading.md). Memory against its plan:
 [bench/memory.md](bench/memory.md); of DPO against TRL's:
-[bench/training_memory.md](bench/training_memory.md). Sampling on a GPU (`make bench-gpu`): not
-measured yet.
+[bench/training_memory.md](bench/training_memory.md). Sampling and training on a GPU (`make
+bench-gpu`): not measured yet.
 """
 
 

@@ -1,0 +1,222 @@
+"""`python -m bench.gpu_training`: SFT and DPO at the shapes of 7B and 13B on one GPU.
+
+Weights are random: fp32 masters that are computed with in bf16, or adapters beside frozen bf16
+weights. MFU is what a step's tokens take by 6 N + 12 L C T operations each (N weights without the
+table of the embeddings, L layers, C width, T tokens of a line; what is computed again is not
+counted), over seconds times the rate at which this card multiplied large bf16 matrices in the same
+run. Of frozen weights no gradients are computed: 4 N. The first steps are not timed.
+`--miniature` runs it on the CPU with tiny shapes, to see that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from bench.gpu import Card, measure
+from bench.report import number
+from bench.shapes import TINY
+from dpo import Pair, Row, TrainSettings
+from dpo.batches import Dealer
+from dpo.descent import Descent
+from dpo.lines import pair_line, row_line
+from dpo.logprobs import CHUNK_LOGITS
+from dpo.objectives import DPO, SFT
+from llama import PRESETS, Llama, LlamaConfig
+from llama.files import replace_file
+from llama.lora import attach, begin
+from llama.parallel import Group, shard, start
+from llama.plan import Training, training
+
+SEED, WARMING, STEPS = 0, 2, 5
+HEADER = (
+    "| training | tokens a step | tokens/s | MFU | most memory | planned | planned / measured |"
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training of lines of T tokens, `at_once` in a forward pass, `lines` in a step."""
+
+    name: str
+    config: LlamaConfig
+    pairs: bool = False  # a prompt and two answers, each a third of a line
+    T: int = 4096
+    at_once: int = 1
+    lines: int = 4
+    recompute: str = "full"
+    moments: str = "float32"
+    lora_rank: int = 0
+
+    @property
+    def settings(self) -> TrainSettings:
+        """The trainer's."""
+        return TrainSettings(
+            1e-6,
+            batch_size=self.lines,
+            dropout=0.0,
+            micro_tokens=self.at_once * self.T,
+            recompute=self.recompute,
+            moments=self.moments,
+            lora_rank=self.lora_rank,
+        )
+
+
+SEVEN, THIRTEEN = (replace(PRESETS[name], max_seq_len=4096) for name in ("7B", "13B"))
+TASKS = (
+    Task("7B, SFT, bf16 moments", SEVEN, moments="bfloat16"),
+    Task("7B, SFT, adapters of rank 16", SEVEN, recompute="selective", lora_rank=16),
+    Task("7B, DPO, bf16 moments", SEVEN, pairs=True, moments="bfloat16"),
+    Task("13B, DPO, adapters of rank 16", THIRTEEN, pairs=True, lora_rank=16),
+)
+LITTLE = (
+    Task("tiny, SFT", TINY, T=60, at_once=2, recompute="none"),
+    Task("tiny, DPO, adapters of rank 4", TINY, pairs=True, T=60, lora_rank=4),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 2, after one line, for what the user can mend."""
+    parser = argparse.ArgumentParser("python -m bench.gpu_training", description=__doc__)
+    parser.add_argument("--miniature", action="store_true", help="tiny shapes, on the CPU")
+    parser.add_argument("--out", type=Path, help="file to write, too")
+    given = parser.parse_args(arguments)
+    if not (given.miniature or torch.cuda.is_available()):
+        print("error: there is no GPU here; --miniature runs on the CPU", file=sys.stderr)
+        return 2
+    group = start()
+    if given.miniature:
+        group = replace(group, device=torch.device("cpu"))
+    dtype = torch.float32 if given.miniature else torch.bfloat16
+    card = measure(group.device, dtype, 256 if given.miniature else 8192)
+    lines = [
+        f"## Training on {card.name}\n",
+        f"`python -m bench.gpu_training`, torch {torch.__version__}: it multiplies at "
+        f"{card.rate / 1e12:.1f} TFLOP/s. The median of {STEPS} steps:\n",
+        HEADER,
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for task in LITTLE if given.miniature else TASKS:
+        lines.append(row(task, card, group, dtype))
+        print(lines[-1], flush=True)
+    text = "\n".join(lines) + "\n"
+    print(f"\n{text}")
+    if given.out:
+        replace_file(given.out, text.encode())
+    group.stop()
+    return 0
+
+
+def row(task: Task, card: Card, group: Group, dtype: torch.dtype) -> str:
+    """A row of the table."""
+    on_card = group.device.type == "cuda"
+    gc.collect()
+    if on_card:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(group.device)
+    seconds = median(step_seconds(task, group, dtype))
+    tokens = task.lines * task.T
+    mfu = tokens * operations_a_token(task) / (seconds * card.rate)
+    most = torch.cuda.max_memory_allocated(group.device) if on_card else None
+    planned = planned_bytes(task, dtype)
+    share = "–" if most is None else f"{planned / most:.2f}"
+    cells = (task.name, f"{tokens:,}", number(tokens / seconds), f"{mfu:.0%}", _gigabytes(most))
+    return f"| {' | '.join(cells)} | {_gigabytes(planned)} | {share} |"
+
+
+def operations_a_token(task: Task) -> float:
+    """By the formula above."""
+    config = task.config
+    weights = config.parameter_count - config.vocab_size * config.dim * (not config.tie_embeddings)
+    attention = 12 * config.n_layers * config.dim * task.T
+    return (4 if task.lora_rank else 6) * weights + attention
+
+
+def step_seconds(task: Task, group: Group, dtype: torch.dtype) -> list[float]:
+    """Of each timed step."""
+    model = made(task, group, dtype)
+    objective = objective_of(task)
+    settings = replace(task.settings, max_steps=WARMING + STEPS)
+    descent = Descent(model, objective, settings, seed=SEED, group=group, directory=None)
+    ends: list[float] = []
+
+    def note(step: int, steps: int) -> None:  # a step has waited for the card: it read its loss
+        ends.append(time.perf_counter())
+
+    descent.run({}, task.name, note)
+    timed = ends[WARMING - 1 :]
+    return [after - before for before, after in pairwise(timed)]
+
+
+def objective_of(task: Task) -> SFT | DPO:
+    """Random lines for all steps; the reference's log-probabilities are made up."""
+    draw, count = torch.Generator().manual_seed(SEED), task.lines * (WARMING + STEPS)
+    third, longest = task.T // 3, task.config.max_seq_len
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, task.config.vocab_size, (length,), generator=draw).tolist()
+
+    if not task.pairs:
+        rows = [Row(ids(task.T), [False] + [True] * (task.T - 1)) for _ in range(count)]
+        return SFT(
+            Dealer(rows, partial(row_line, longest=longest), task.lines, SEED), task.settings
+        )
+    mask, pairs = [False] * (task.T - 2 * third) + [True] * third, []
+    for _ in range(count):
+        prompt = ids(task.T - 2 * third)
+        pairs.append(Pair(Row(prompt + ids(third), mask), Row(prompt + ids(third), mask)))
+    dealer = Dealer(pairs, partial(pair_line, longest=longest), task.lines, SEED)
+    return DPO(dealer, (torch.zeros(count), torch.zeros(count)), None, task.settings)
+
+
+def made(task: Task, group: Group, dtype: torch.dtype) -> Llama:
+    """A model of the task's shape, its weights drawn where they are used."""
+    stored = dtype if task.lora_rank else torch.float32
+    with torch.device("meta"):
+        model = Llama(task.config).to(stored)
+    if task.lora_rank:
+        assert task.settings.lora is not None
+        attach(model, task.settings.lora)
+    model = model.to_empty(device=group.device)
+    torch.manual_seed(SEED)
+    model.init_weights()
+    begin(model, "bench")
+    shard(model, group, dtype)
+    return model
+
+
+def planned_bytes(task: Task, dtype: torch.dtype) -> int:
+    """What the plan says that it takes."""
+    tokens = task.at_once * task.T
+    how = Training(
+        ranks=1,
+        tokens=tokens,
+        attended=tokens * 4 // 3 if task.pairs else tokens,
+        scored=tokens * 2 // 3 if task.pairs else tokens,
+        width=dtype.itemsize,
+        dropout=False,
+        recompute=task.recompute,
+        accumulates=task.lines > task.at_once,
+        logits_at_once=CHUNK_LOGITS,
+        moment=getattr(torch, task.moments).itemsize,
+        lora=task.settings.lora,
+    )
+    return training(task.config, how).total
+
+
+def _gigabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e9:.1f} GB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
