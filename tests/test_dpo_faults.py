@@ -17,7 +17,7 @@ from tiny_llama import tiny_model
 from torch import Tensor
 
 from dpo import descent
-from dpo.checkpoint import FILE
+from dpo.checkpoint import FILES
 from dpo.objectives import SFT
 from llama import fingerprint
 
@@ -48,7 +48,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(
     bad = records(tmp_path / "bad")
     assert [record["loss"] is None for record in bad] == [False] * 3 + [True] * 2
     assert bad[3]["grad_norm"] is None
-    was, now = (_tensors(tmp_path / name / FILE) for name in ("until", "bad"))
+    was, now = (_tensors(tmp_path / name / FILES[0]) for name in ("until", "bad"))  # the last saves
     assert was.keys() == now.keys()
     assert all(torch.equal(was[name], now[name]) for name in was)  # weights and moments
 
@@ -104,10 +104,10 @@ def test_a_full_disk_leaves_the_earlier_state(
 
     with monkeypatch.context() as patch:
         patch.setattr(descent, "save_training", third_fails)
-        with pytest.raises(OSError, match=r"training.safetensors could not be written.*No space"):
+        with pytest.raises(OSError, match=r"training.0.safetensors could not be written.*No space"):
             sft(tiny_model(), directory)
     monkeypatch.undo()
-    assert set(files(directory)) == {"train.jsonl", FILE}
+    assert set(files(directory)) == {"train.jsonl", FILES[1]}
     resumed = tiny_model()
     sft(resumed, directory)
     assert fingerprint(resumed) == fingerprint(whole)

@@ -40,7 +40,7 @@ def test_the_operations_are_those_of_every_phase(bench: Bench) -> None:
         "mkdir", "open", "write", "truncate", "fsync", "replace", "unlink", "rmdir",
     }  # fmt: skip
     names = {path.name for _, path in bench.trace}
-    for phase in ("training.safetensors", "train.jsonl", "prompts.jsonl", "responses.jsonl"):
+    for phase in ("training.0.safetensors", "train.jsonl", "prompts.jsonl", "responses.jsonl"):
         assert phase in names
     assert {"judgements.jsonl", "reference.safetensors", "eval.json", "report.html"} <= names
 
