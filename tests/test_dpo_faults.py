@@ -1,8 +1,10 @@
 """What a training does when numbers, disk or memory fail."""
 
+import errno
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from dpo_runs import (
     records,
     sft,
 )
+from faults.shim import at_operation, fail, from_operation, watched
 from tiny_llama import tiny_model
 from torch import Tensor
 
 from dpo import descent
 from dpo.checkpoint import FILES
 from dpo.objectives import SFT
+from dpo.records import Records
 from llama import fingerprint
 
 
@@ -112,6 +116,26 @@ def test_a_full_disk_leaves_the_earlier_state(
     sft(resumed, directory)
     assert fingerprint(resumed) == fingerprint(whole)
     assert files(directory) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("act", [at_operation, from_operation])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_every_failure_of_the_disk_under_the_records_names_them(
+    tmp_path: Path, act: Any, number: int
+) -> None:
+    def write(n: int) -> None:
+        with watched(tmp_path, act(n, fail(number))), Records(tmp_path) as kept:
+            kept.add({"step": 0})
+            kept.sync()
+
+    for n in count(1):  # the directory is there
+        try:
+            write(n)
+        except OSError as error:
+            assert (error.errno, error.filename) == (number, str(tmp_path / "train.jsonl")), n
+        else:
+            break  # beyond the last operation, or a full disk, which lets itself be synced
+    assert n > 3  # open, truncate, write
 
 
 def _no_room(*_: Any) -> None:
