@@ -180,6 +180,7 @@ def _sync_directory(path: Path) -> None:
     before("fsync", path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
