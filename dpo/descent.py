@@ -7,6 +7,7 @@ Knows no difference between SFT and DPO, and of files only where to put what it 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpo.blocks import running_blocks
-from dpo.checkpoint import load_training, read_state, save_training
+from dpo.checkpoint import FILES, find_training, load_training, save_training
 from dpo.crew import Measured, crew
 from dpo.lines import Line, pad
 from dpo.logprobs import chunk_for, chunked_logps
@@ -61,6 +62,7 @@ class Progress:
     in_a_row: int = 0  # of them, the last ones
     record: Record = field(default_factory=dict)  # the last step's
     record_bytes: int = 0
+    saves: int = 0
 
     def count(self, record: Record) -> None:
         """Takes note of a step. ValueError, naming it, at the MAX_SKIPS-th bad one in a row."""
@@ -176,21 +178,25 @@ class Descent:
 
     def _save(self, identity: Record, progress: Progress) -> None:
         if self.directory is not None:
+            file = self.directory / FILES[progress.saves % len(FILES)]
+            progress.saves += 1
             state = {"identity": identity, "progress": asdict(progress)}
-            save_training(self.directory, self.model, self.optimizer, state, self.group)
+            save_training(file, self.model, self.optimizer, state, self.group)
 
     def _resume(self, identity: Record) -> Progress:
         """The frozen run's progress, its weights and moments loaded; or that of a beginning."""
-        state = None if self.directory is None else read_state(self.directory)
-        if self.directory is None or state is None:
+        frozen = None if self.directory is None else find_training(self.directory, self.group)
+        if frozen is None:
             return Progress()
-        was = state["identity"]
+        was = frozen.state["identity"]
         names = [name for name in identity if was.get(name) != identity[name]]
         if names:
             changes = "; ".join(f"{n} was {was.get(n)}, is {identity[n]}" for n in names)
             raise ValueError(f"{self.directory} holds another training run: {changes}")
-        load_training(self.directory, self.model, self.optimizer, state["updates"])
-        return Progress(**state["progress"])
+        if frozen.fault and self.group.is_main:
+            tqdm.write(f"{frozen.fault}; going on from {frozen.file.name}", file=sys.stderr)
+        load_training(frozen.file, self.model, self.optimizer, frozen.state["updates"])
+        return Progress(**frozen.state["progress"])
 
     @contextmanager
     def _naming_memory(self, step: int) -> Iterator[None]:

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llama.files import naming
+
 FILE = "train.jsonl"
 
 
@@ -33,23 +35,27 @@ class Records:
                 f"{file} lost bytes ({size} of {start} are left): begin anew elsewhere"
             )
         self._stream = file.open("ab")
-        self._stream.truncate(start)
+        try:
+            with naming(file):
+                self._stream.truncate(start)
+        except OSError:
+            self._stream.close()
+            raise
 
     def add(self, record: dict[str, Any]) -> None:
         """Writes one line. NaN and infinity must be None by now."""
         if self._stream is not None:
             line = json.dumps(record, allow_nan=False).encode() + b"\n"
-            try:
+            with naming(self._stream.name):
                 self._stream.write(line)
                 self._stream.flush()
-            except OSError as error:  # the system does not say which file it met
-                raise OSError(error.errno, error.strerror, self._stream.name) from error
 
     def sync(self) -> int:
         """Waits until the disk has it all; returns the size in bytes."""
         if self._stream is None:
             return 0
-        os.fsync(self._stream.fileno())
+        with naming(self._stream.name):
+            os.fsync(self._stream.fileno())
         return self._stream.tell()
 
     def __enter__(self) -> Records:
@@ -57,4 +63,5 @@ class Records:
 
     def __exit__(self, *error: object) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with naming(self._stream.name):  # what could not be written is tried once more
+                self._stream.close()

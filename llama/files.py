@@ -23,6 +23,17 @@ before: Callable[[str, Path], None] = _nothing
 
 
 @contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An error of the system says which file it met: 'No space left on device' alone does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields the draft's name for the caller to write; when all went well, `path` is that file.
 
@@ -33,15 +44,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")  # one name: a killed run's draft is overwritten
     try:
-        before("write", path)
-        yield draft
-        _sync(draft)
-        before("replace", path)
-        os.replace(draft, path)
-    except BaseException as error:
+        with naming(path):
+            before("write", path)
+            yield draft
+            _sync(draft)
+            before("replace", path)
+            os.replace(draft, path)
+    except BaseException:
         draft.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync(path.parent)
 
@@ -75,8 +85,7 @@ def _sync(path: Path) -> None:
     before("fsync", path)
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    except OSError as error:  # the system does not say which file it met
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)

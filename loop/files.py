@@ -8,11 +8,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from llama.files import naming
 
 JSON = Any  # what `json.loads` returns
 
@@ -31,7 +32,7 @@ def write(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     make_directory(path.parent)
-    with _naming(path):
+    with naming(path):
         try:
             before("write", path)
             with open(temporary, "wb") as file:
@@ -52,7 +53,7 @@ def make_directory(path: Path) -> None:
     if path.is_dir():
         return
     make_directory(path.parent)
-    with _naming(path):
+    with naming(path):
         before("mkdir", path)
         path.mkdir(exist_ok=True)
         _sync_directory(path.parent)
@@ -68,7 +69,7 @@ def move_in(source: Path, target: Path) -> list[str]:
     for path in [source, *sorted(source.rglob("*"))]:
         _sync_directory(path) if path.is_dir() else _sync_file(path)
     names = names_in(source)
-    with _naming(target):
+    with naming(target):
         if not target.exists():
             before("replace", target)
             os.replace(source, target)
@@ -90,7 +91,7 @@ def share(source: Path, target: Path) -> None:
     """
     temporary = target.with_name(f".{target.name}.tmp")
     make_directory(target.parent)
-    with _naming(target):
+    with naming(target):
         before("link", target)
         temporary.unlink(missing_ok=True)
         try:
@@ -113,7 +114,7 @@ def share_files(source: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a file or a whole directory; one that is not there is as good as removed."""
-    with _naming(path):
+    with naming(path):
         before("remove", path)
         if path.is_dir():
             shutil.rmtree(path)
@@ -169,7 +170,7 @@ def read_jsonl(data: bytes) -> list[dict[str, JSON]]:
 
 
 def _sync_file(path: Path) -> None:
-    with _naming(path), open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         before("fsync", path)
         os.fsync(file.fileno())
 
@@ -179,17 +180,7 @@ def _sync_directory(path: Path) -> None:
     before("fsync", path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """An error of the system says which file it met: 'No space left on device' alone does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -63,9 +63,10 @@ def render_page(report: Tree, title: str) -> str:
         f"<h2>Measures</h2>\n{_measures(report, shown(report))}"
         f"<h2>Signs</h2>\n{_measures(report, shown(report, SIGNS))}"
         f'<div class="curves">\n{_histograms(report)}</div>\n'
+        f"{_canaries(report)}"
         f"{_prompts(report)}"
-        f"<h2>Counts</h2>\n{_numbers(report, 'counts', ',.0f')}"
-        f"<h2>Seconds a stage</h2>\n{_numbers(report, 'seconds', ',.1f')}"
+        f"<h2>Counts</h2>\n{_numbers(_part(report, 'counts'), ',.0f')}"
+        f"<h2>Seconds a stage</h2>\n{_numbers(_part(report, 'seconds'), ',.1f')}"
         "</body>\n</html>\n"
     )
 
@@ -123,9 +124,29 @@ def _prompts(report: Tree) -> str:
     )
 
 
-def _numbers(report: Tree, part: str, form: str) -> str:
-    """A table of plain numbers, a row for each name that any model has."""
-    flat = {name: _flat(model[part]) for name, model in report["models"].items()}
+def _canaries(report: Tree) -> str:
+    """How each model scores answers that deserve nothing, under its mean score of real ones."""
+    scores = {
+        name: {"what people ranked": model["scores"]["mean_score"]}
+        | {canary.replace("_", " "): score for canary, score in found.items()}
+        for name, model in report["models"].items()
+        if (found := model["judging"].get("canaries"))
+    }
+    if not scores:
+        return ""
+    return (
+        "<h2>Canaries</h2>\n<p>Mean scores of answers that deserve nothing, and of answers that "
+        f"people ranked.</p>\n{_numbers(scores, '.2f')}"
+    )
+
+
+def _part(report: Tree, part: str) -> dict[str, Mapping[str, Any]]:
+    return {name: model[part] for name, model in report["models"].items()}
+
+
+def _numbers(parts: Mapping[str, Mapping[str, Any]], form: str) -> str:
+    """A table of plain numbers of models, a row for each name that any of them has."""
+    flat = {name: _flat(part) for name, part in parts.items()}
     names = list(dict.fromkeys(name for found in flat.values() for name in found))
     rows = [
         _row(name, (_number(found.get(name), form) for found in flat.values())) for name in names

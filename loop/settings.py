@@ -196,7 +196,7 @@ class Machine:
         None  # ranks that hold a model together to sample; none: what memory asks
     )
     slots: int = 1024  # samples decoded side by side
-    unit: int = 512  # items of a stage that are kept at a time: an interruption costs at most these
+    unit: int = 2048  # items of a stage that are kept at a time: what an interruption costs at most
     timeout_s: float = 1800.0  # how long a rank waits for the others before it gives up
 
     def __post_init__(self) -> None:

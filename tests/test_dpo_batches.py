@@ -100,7 +100,7 @@ def test_no_other_cut_is_cheaper(lengths: list[int], budget: int, overhead: int)
         return sum(len(part) * part[-1] + overhead for part in parts)
 
     every = [(*inner, n) for k in range(n) for inner in combinations(range(1, n), k)]
-    assert cost(cut(np.array(ascending), budget, overhead)) == min(map(cost, every))
+    assert cost(cut(np.array(ascending), budget, overhead=overhead)) == min(map(cost, every))
 
 
 @pytest.mark.parametrize(("batch_size", "longest"), [(128, 150), (64, 300), (16, 1000)])

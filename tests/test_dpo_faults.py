@@ -1,8 +1,10 @@
 """What a training does when numbers, disk or memory fail."""
 
+import errno
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from dpo_runs import (
     records,
     sft,
 )
+from faults.shim import at_operation, fail, from_operation, watched
 from tiny_llama import tiny_model
 from torch import Tensor
 
 from dpo import descent
-from dpo.checkpoint import FILE
+from dpo.checkpoint import FILES
 from dpo.objectives import SFT
+from dpo.records import Records
 from llama import fingerprint
 
 
@@ -48,7 +52,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(
     bad = records(tmp_path / "bad")
     assert [record["loss"] is None for record in bad] == [False] * 3 + [True] * 2
     assert bad[3]["grad_norm"] is None
-    was, now = (_tensors(tmp_path / name / FILE) for name in ("until", "bad"))
+    was, now = (_tensors(tmp_path / name / FILES[0]) for name in ("until", "bad"))  # the last saves
     assert was.keys() == now.keys()
     assert all(torch.equal(was[name], now[name]) for name in was)  # weights and moments
 
@@ -104,14 +108,34 @@ def test_a_full_disk_leaves_the_earlier_state(
 
     with monkeypatch.context() as patch:
         patch.setattr(descent, "save_training", third_fails)
-        with pytest.raises(OSError, match=r"training.safetensors could not be written.*No space"):
+        with pytest.raises(OSError, match=r"training.0.safetensors could not be written.*No space"):
             sft(tiny_model(), directory)
     monkeypatch.undo()
-    assert set(files(directory)) == {"train.jsonl", FILE}
+    assert set(files(directory)) == {"train.jsonl", FILES[1]}
     resumed = tiny_model()
     sft(resumed, directory)
     assert fingerprint(resumed) == fingerprint(whole)
     assert files(directory) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("act", [at_operation, from_operation])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_every_failure_of_the_disk_under_the_records_names_them(
+    tmp_path: Path, act: Any, number: int
+) -> None:
+    def write(n: int) -> None:
+        with watched(tmp_path, act(n, fail(number))), Records(tmp_path) as kept:
+            kept.add({"step": 0})
+            kept.sync()
+
+    for n in count(1):  # the directory is there
+        try:
+            write(n)
+        except OSError as error:
+            assert (error.errno, error.filename) == (number, str(tmp_path / "train.jsonl")), n
+        else:
+            break  # beyond the last operation, or a full disk, which lets itself be synced
+    assert n > 3  # open, truncate, write
 
 
 def _no_room(*_: Any) -> None:

@@ -10,7 +10,7 @@ from tiny_llama import tiny_model
 from torch import nn
 
 from dpo import TrainSettings
-from dpo.checkpoint import FILE
+from dpo.checkpoint import FILES
 from dpo.optimizer import MOMENTS, NarrowAdamW, make_optimizer
 from llama import fingerprint
 
@@ -73,7 +73,7 @@ def test_a_training_with_narrow_moments_comes_near_the_wide_one(tmp_path: Path) 
     sft(narrow, tmp_path / "narrow", epochs=3, moments="bfloat16")
     last = [records(tmp_path / name)[-1]["loss"] for name in ("wide", "narrow")]
     assert last[0] != last[1] and last[0] == pytest.approx(last[1], rel=0.01)
-    stored = load_file(tmp_path / "narrow" / FILE)
+    stored = load_file(tmp_path / "narrow" / FILES[0])
     types = {name.partition(".")[0]: tensor.dtype for name, tensor in stored.items()}
     assert types == {"weight": torch.float32, **dict.fromkeys(MOMENTS, torch.bfloat16)}
 

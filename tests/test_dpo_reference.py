@@ -9,7 +9,7 @@ from dpo_runs import alone, pairs, records
 from safetensors import safe_open
 from tiny_llama import tiny_model
 
-from dpo import TrainSettings, train_dpo, trainer
+from dpo import TrainSettings, forget, train_dpo, trainer
 from dpo.lines import Pair, Row
 from dpo.reference import FILE, reference_key
 from llama import Llama, fingerprint
@@ -64,7 +64,7 @@ def test_the_reference_is_the_model_of_this_iteration(tmp_path: Path) -> None:
 def test_a_stale_reference_in_the_directory_is_replaced(tmp_path: Path) -> None:
     some = pairs(8)
     train(tiny_model(seed=1), tmp_path, some)
-    (tmp_path / "training.safetensors").unlink()
+    forget(tmp_path, start())
     train(tiny_model(seed=2), tmp_path, some)
     assert records(tmp_path)[0]["margin"] == 0
     assert kept(tmp_path)[2] == reference_key(fingerprint(tiny_model(seed=2)), some)
@@ -77,7 +77,7 @@ def test_a_hit_computes_nothing_and_equals_recomputation(
     train(tiny_model(), tmp_path, some)
     before = (tmp_path / FILE).read_bytes()
     trained = records(tmp_path)
-    (tmp_path / "training.safetensors").unlink()
+    forget(tmp_path, start())
 
     calls = []
     usual = trainer.forward_logps
@@ -91,7 +91,7 @@ def test_a_hit_computes_nothing_and_equals_recomputation(
     assert calls == [] and records(tmp_path) == trained
 
     (tmp_path / FILE).unlink()
-    (tmp_path / "training.safetensors").unlink()
+    forget(tmp_path, start())
     train(tiny_model(), tmp_path, some)
     assert sum(calls) == 8 and (tmp_path / FILE).read_bytes() == before
 
@@ -103,7 +103,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
     whole = (tmp_path / FILE).read_bytes()
     broken = {"cut": whole[:-3], "flipped header": b"\xff" + whole[1:], "empty": b""}[damage]
     (tmp_path / FILE).write_bytes(broken)
-    (tmp_path / "training.safetensors").unlink()
+    forget(tmp_path, start())
     train(tiny_model(), tmp_path, some)
     assert (tmp_path / FILE).read_bytes() == whole
 

@@ -1,6 +1,7 @@
 """A killed training goes on to the same bytes; what cannot be gone on from is refused."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from dpo_runs import Killed, dpo, files, kill_before, rows, sft, weights
 from tiny_llama import tiny_model
 
-from dpo import descent, forget
-from dpo.checkpoint import FILE
+from dpo import checkpoint, descent, forget
+from dpo.checkpoint import FILES, check_bytes, find_training
 from llama import Llama, fingerprint
 from llama.parallel import start
 
@@ -132,10 +133,79 @@ def test_memory_and_saving_may_be_set_anew_on_resume(
 @pytest.mark.parametrize("cut", [0, 7, 40, -1])
 def test_a_damaged_frozen_run_is_refused(tmp_path: Path, cut: int) -> None:
     sft(tiny_model(), tmp_path)
-    whole = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(whole[:cut])
-    with pytest.raises(ValueError, match=FILE):
+    for name in FILES:
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:cut])
+    with pytest.raises(ValueError, match=f"{FILES[0]}.*{FILES[1]}|{FILES[1]}.*{FILES[0]}"):
         sft(tiny_model(), tmp_path)
+
+
+def flip(file: Path, bit: int) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(bit // 8)
+        (byte,) = stream.read(1)
+        stream.seek(bit // 8)
+        stream.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def test_any_flipped_bit_of_a_frozen_run_is_noticed(tmp_path: Path) -> None:
+    sft(tiny_model(), tmp_path, max_steps=1)
+    file, draw = tmp_path / FILES[0], Random(0)
+    bits = 8 * file.stat().st_size
+    check_bytes(file)
+    begin, end = range(8 * 64), range(bits - 16, bits)  # the CRC itself, all of it, and the rest
+    for bit in (*begin, *end, *(draw.randrange(bits) for _ in range(500))):
+        flip(file, bit)
+        with pytest.raises(
+            ValueError, match=r"training\.0\.safetensors is damaged: its CRC-32 was"
+        ):
+            check_bytes(file)
+        flip(file, bit)
+    check_bytes(file)
+
+
+@pytest.fixture
+def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that was saved at steps 2 and 4, and died at the fifth."""
+    with monkeypatch.context() as patch:
+        kill_before(patch, 5)
+        with pytest.raises(Killed):
+            sft(tiny_model(), tmp_path / "killed")
+    return tmp_path / "killed"
+
+
+@pytest.mark.parametrize("byte", [3, 100, -5])  # length, header, data
+def test_from_a_damaged_state_it_goes_on_from_the_one_before(
+    tmp_path: Path, killed: Path, capsys: pytest.CaptureFixture[str], byte: int
+) -> None:
+    sft(tiny_model(), tmp_path / "whole")
+    file = killed / FILES[1]
+    flip(file, 8 * (byte % file.stat().st_size))
+    frozen = find_training(killed, start())
+    assert frozen is not None and frozen.state["progress"]["step"] == 2
+    capsys.readouterr()
+    sft(tiny_model(), killed)
+    assert files(killed) == files(tmp_path / "whole")
+    said = capsys.readouterr().err
+    assert str(file) in said and f"going on from {FILES[0]}" in said
+
+
+def test_the_last_two_states_are_kept_whole(killed: Path) -> None:
+    steps = [checkpoint.read_state(killed / name)["progress"]["step"] for name in FILES]
+    assert steps == [2, 4]
+    for name in FILES:
+        check_bytes(killed / name)
+
+
+def test_without_the_check_a_flipped_bit_goes_on(
+    tmp_path: Path, killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: it is the check, and nothing else, that notices."""
+    sft(tiny_model(), tmp_path / "whole")
+    flip(killed / FILES[1], 8 * ((killed / FILES[1]).stat().st_size - 5))
+    monkeypatch.setattr(checkpoint, "check_bytes", lambda file: None)
+    sft(tiny_model(), killed)
+    assert files(killed) != files(tmp_path / "whole")
 
 
 def test_lost_records_are_refused(tmp_path: Path) -> None:

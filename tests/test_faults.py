@@ -40,9 +40,12 @@ def test_the_operations_are_those_of_every_phase(bench: Bench) -> None:
         "mkdir", "open", "write", "truncate", "fsync", "replace", "unlink", "rmdir",
     }  # fmt: skip
     names = {path.name for _, path in bench.trace}
-    for phase in ("training.safetensors", "train.jsonl", "prompts.jsonl", "responses.jsonl"):
+    for phase in ("training.0.safetensors", "train.jsonl", "prompts.jsonl", "responses.jsonl"):
         assert phase in names
     assert {"judgements.jsonl", "reference.safetensors", "eval.json", "report.html"} <= names
+    units = {"/".join(path.parts[-2:]) for _, path in bench.trace if ".units" in str(path)}
+    for made in ("responses", "judgements"):
+        assert {f"{made}.jsonl.units/{part}.jsonl" for part in ("0-2", "2-4")} <= units
 
 
 def test_killed_in_the_middle_the_next_run_ends_as_the_clean_one(bench: Bench) -> None:
@@ -93,7 +96,7 @@ def test_without_syncing_a_power_cut_leaves_names_without_bytes(tmp_path: Path) 
 def test_any_flipped_bit_of_our_rows_is_noticed(bench: Bench) -> None:
     run = bench.home / "clean"
     manifest = Manifest(run)
-    for name in ("pairs", "responses"):
+    for name in ("pairs", "prompts"):
         path = run / "M1" / f"{name}.jsonl"
         good = path.read_bytes()
         for n in range(len(good)):
@@ -123,7 +126,7 @@ def place_of(bench: Bench, words: str, operation: str = "replace") -> int:
 
 def test_status_tells_where_a_run_stands_also_while_it_runs(bench: Bench, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    at = place_of(bench, "judgements.jsonl.units/6-12.jsonl")
+    at = place_of(bench, "judgements.jsonl.units/2-4.jsonl")
     there = tmp_path / "there"
     pid = begin(bench.world, run, act=at_operation(at, lambda *_: there.touch() or time.sleep(60)))
     while not there.exists():
@@ -131,7 +134,7 @@ def test_status_tells_where_a_run_stands_also_while_it_runs(bench: Bench, tmp_pa
     lines = looked_at(run)
     assert lines[0].startswith(f"{run}: 6 stages done, ")
     assert lines[1].startswith("  M1: training 0.") and "responses" in lines[1]
-    part = "M1: judging itself, part 2 of 2 (M1/judgements.jsonl)"
+    part = "M1: judging itself, part 2 of 6 (M1/judgements.jsonl)"
     assert lines[-2:] == [f"next: {part}", f"process {pid} is at it"]
     os.kill(pid, signal.SIGKILL)
     end(pid)

@@ -136,12 +136,14 @@ def test_a_judge_that_says_no_score_ends_the_run_with_the_reason(world, tmp_path
     assert not (run / "M2").exists() and not (run / "M2.unfinished").exists()
 
 
-def test_the_canaries_of_every_model_stand_in_the_report(world, clean) -> None:
+def test_the_canaries_of_every_model_stand_in_the_report_and_on_its_page(world, clean) -> None:
     report = json.loads((world.parent / "clean/report.json").read_text())
     assert list(report["models"]) == ["M1", "M2", "M3"]
     for model in report["models"].values():
         assert model["judging"]["canaries"].keys() == CANARIES.keys()
     assert {"", ":", "Score: 5"} < set(CANARIES.values())
+    page = (world.parent / "clean/report.html").read_text().partition("<h2>Canaries</h2>")[2]
+    assert all(f"<th>{name.replace('_', ' ')}</th>" in page for name in CANARIES)
 
 
 def test_a_line_of_100_mb_is_refused_without_reading_it_all(world, tmp_path: Path) -> None:

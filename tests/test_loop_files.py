@@ -2,9 +2,11 @@
 
 import errno
 import os
+from itertools import count
 from pathlib import Path
 
 import pytest
+from faults.shim import fail, from_operation, watched
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,3 +143,25 @@ def test_what_json_cannot_say_is_refused(number):
         files.jsonl_bytes([{"score": number}])
     with pytest.raises(ValueError, match="JSON"):
         files.json_bytes({"score": number})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("what", ["write", "move_in", "share", "remove"])
+def test_every_failure_of_the_disk_says_what_it_met(tmp_path, what, number):
+    for n in count():
+        root = tmp_path / str(n)
+        source = fill(root / "s", {"a": b"new", "sub/b": b"2"})
+        works = {
+            "write": lambda root=root: files.write(root / "in" / "rows.jsonl", b"rows"),
+            "move_in": lambda root=root, source=source: files.move_in(source, root / "t"),
+            "share": lambda root=root, source=source: files.share(source / "a", root / "c"),
+            "remove": lambda source=source: files.remove(source),
+        }
+        with watched(root, from_operation(n, fail(number))):
+            try:
+                works[what]()
+            except OSError as error:
+                assert error.errno == number and str(error.filename).startswith(str(root)), n
+            else:
+                break  # beyond the last operation
+    assert n >= (0 if (what, number) == ("remove", errno.ENOSPC) else 1)  # a full disk lets go

@@ -165,6 +165,21 @@ def test_the_page_shows_findings_prompts_and_scores():
     assert "No rule" not in words and "No rule" in render_page(build_report(MODELS), "t")
 
 
+def test_the_page_shows_how_the_canaries_are_scored():
+    judged = {"judging": {"canaries": {"empty": 0.25, "closing_tag": None}}}
+    report = build_report(MODELS | {"M1": judged | SCORED["M1"]})
+    page = render_page(report, "t")
+    (table,) = re.findall(r"<h2>Canaries</h2>.*?</table>", page, re.DOTALL)
+    rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    assert rows == [
+        ["", "M1"],  # the others judged none
+        ["what people ranked", "1.75"],
+        ["empty", "0.25"],
+        ["closing tag", "–"],
+    ]
+    assert "Canaries" not in render_page(build_report(MODELS), "t")
+
+
 def test_the_map_stays_in_its_frame_and_keeps_its_order():
     circles = page_tree(build_report(MODELS, [], PROMPTS), "t").findall(
         ".//circle[@class='prompt']"

@@ -1,7 +1,13 @@
-"""`python -m faults.cost [flags of train.py]`: what share of a run goes into keeping it.
+"""What keeping a run costs.
 
-Counted: all time inside `loop.files` (writing, syncing, renaming, hashing) and the record, the
-saves of a training to go on from, and the syncs of checkpoints and of `train.jsonl`.
+```
+python -m faults.cost [flags of train.py]          the share of a run that goes into keeping it
+python -m faults.cost units [flags of train.py]    what a finished run's sampling loses by units
+```
+Counted as keeping: all time inside `loop.files` (writing, syncing, renaming, hashing) and the
+record, the saves of a training to go on from, and the syncs of checkpoints and of `train.jsonl`.
+For the units each stage that is cut into them is sampled anew, in turns in units and in one, and
+nothing is written.
 """
 
 from __future__ import annotations
@@ -10,16 +16,21 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from dpo import descent
 from llama import files as weight_files
+from llama.parallel import current
 from loop import files
 from loop.command import run_command
 from loop.manifest import Manifest
+from loop.models import Models
+from loop.options import parse_arguments
+from loop.status import ReadRun
 from seed.start import open_start
 from train import SelfRewarding
 
@@ -31,6 +42,9 @@ COUNTED: tuple[tuple[Any, str], ...] = (
     (descent, "save_training"),
     (os, "fsync"),
 )
+
+
+TURNS = 4  # of each way
 
 
 class Clock:
@@ -57,8 +71,62 @@ class Clock:
         return counted
 
 
+class Cut(ReadRun):
+    """A finished run whose stages in units are sampled anew, in units and in one."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.seconds_of: dict[str, dict[str, list[float]]] = {}
+
+    def rows_in_units(
+        self, path: str, items: Sequence[Any], make: Any, description: str, *, unit: int
+    ) -> list[Any]:
+        """The rows, and a line that tells the seconds."""
+        starts = range(0, len(items), unit)
+        ways = {
+            "in units": lambda: list(chain(*(make(items[n : n + unit]) for n in starts))),
+            "in one": lambda: list(make(items)),
+        }
+        made, seconds = {}, {name: [] for name in ways}
+        make(items[:1])  # loads the model
+        for turn in range(TURNS):
+            for name in list(ways)[:: 1 if turn % 2 else -1]:  # 1 2, 2 1, 1 2, …
+                begun = _worked()
+                made[name] = ways[name]()
+                seconds[name].append(_worked() - begun)
+        assert made["in units"] == made["in one"] == self.rows(path, list, description)
+        self.seconds_of[path] = seconds
+        told = "; ".join(f"{name} {' '.join(f'{s:.2f}' for s in t)}" for name, t in seconds.items())
+        print(f"{path}: {len(items)} items, {len(starts)} units: {told}", flush=True)
+        return made["in one"]
+
+
+def _worked() -> float:
+    """Seconds of processors, children's too: others on the machine count less than by the clock."""
+    return sum(os.times()[:4])
+
+
+def cut_into_units(flags: Sequence[str]) -> int:
+    """What sampling loses by being cut into units, in seconds of processors; and what share of the
+    run the stages that are cut are, by the clock.
+    """
+    settings, given = parse_arguments(flags), open_start(None, None)
+    run = Cut(Path(settings.run))
+    SelfRewarding(run, settings, given, Models(run, settings, current())).train()
+    least = [sum(min(t[name]) for t in run.seconds_of.values()) for name in ("in units", "in one")]
+    stages = Manifest(run.root).stages
+    cut, whole = (sum(stages[p]["seconds"] for p in paths) for paths in (run.seconds_of, stages))
+    print(
+        f"in units {least[0]:.2f} s, in one {least[1]:.2f} s: {least[0] / least[1] - 1:.1%} more, "
+        f"in stages that are {cut / whole:.0%} of the run"
+    )
+    return 0
+
+
 def main() -> int:
-    """Runs into a directory that is thrown away, and tells."""
+    """Either of the two; by itself a run into a directory that is thrown away."""
+    if sys.argv[1:2] == ["units"]:
+        return cut_into_units(sys.argv[2:])
     clock = Clock()
     for place, name in COUNTED:
         setattr(place, name, clock.counting(getattr(place, name)))

@@ -22,7 +22,7 @@ import torch
 from tiny_llama import GROUPED, tiny_model, tiny_tokenizer
 
 import llama
-from dpo.checkpoint import read_state, save_training
+from dpo.checkpoint import FILES, read_state, save_training
 from dpo.optimizer import make_optimizer
 from dpo.settings import TrainSettings
 from faults.mutators import Mutate, any_bytes, json_line, json_value, safetensors
@@ -83,7 +83,7 @@ def readers(home: Path) -> list[Reader]:
         Reader("rubric", rubric, any_bytes, lambda: load_rubric(rubric)),
         Reader("manifest", run / "manifest.json", json_value, lambda: Manifest(run)),
         Reader("run's config", run / "config.json", json_value, lambda: _config(run)),
-        Reader("training", run / "training.safetensors", safetensors, lambda: read_state(run)),
+        Reader("training", run / FILES[0], safetensors, lambda: read_state(run / FILES[0])),
     ]
     for name in ("tokenizer_config.json", "tokenizer.json"):
         found.append(Reader(name, whole / name, json_value, lambda: read_checkpoint(whole)))
@@ -118,7 +118,8 @@ def _save_run(run: Path) -> None:
     Manifest(run).record("a.jsonl", [""], 1.0, {})
     model = tiny_model()
     optimizer = make_optimizer(model, TrainSettings(learning_rate=1e-3), (0.9, 0.95))
-    save_training(run, model, optimizer, {"identity": {}, "progress": {}}, start())
+    state = {"identity": {}, "progress": {"step": 1}}
+    save_training(run / FILES[0], model, optimizer, state, start())
 
 
 def fuzz(reader: Reader, inputs: int, seed: int) -> None:

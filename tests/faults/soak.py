@@ -164,7 +164,9 @@ def all_of(name: str, cases: list[tuple[str, Callable[[], str]]], part: str) -> 
     """Does every case of that part; returns how many went wrong."""
     first, of = map(int, part.split("/"))
     mine, bad = cases[first - 1 :: of], 0
-    for title, case in mine:
+    for done, (title, case) in enumerate(mine, start=1):
+        if done % 50 == 0:
+            print(f"{name}: {done} of {len(mine)}, {bad} wrong", file=sys.stderr, flush=True)
         if wrong := case():
             bad += 1
             print(f"{title}: {wrong}", flush=True)

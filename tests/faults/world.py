@@ -1,7 +1,8 @@
 """The smallest world: three iterations of the real loop, every stage of it, in about a second.
 
-A Llama of 28,000 weights that has learnt to say `Score: N`, any N, and nothing else of use. What
-it leaves on the disk is all that a run leaves.
+A Llama of 28,000 weights that has learnt to go on with a list and to say `Score: N`, any N, and
+nothing else of use. What it leaves on the disk is all that a run leaves, and candidates and
+judgements are made in several units.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from tiny_llama import tiny_model, tiny_tokenizer
 import llama
 from dpo import Row, TrainSettings, train_sft
 from judge.rubric import fill
-from llama.chat import encode_example
+from llama.chat import encode_example, encode_raw
 from llama.parallel import start
+from sampling.self_instruct import few_shot_text
 
 RUBRIC = "Judge {prompt} {response}"
 WORDS = ("owl", "fig", "red", "sea", "oak", "tin", "rye", "elm")
@@ -61,7 +63,7 @@ instructions = 2
 ranked = 1
 
 [machine]
-unit = 6
+unit = 2
 """
 
 
@@ -92,7 +94,9 @@ def _judged(word: str, score: int) -> dict[str, Any]:
 
 
 def _save_base(path: Path) -> None:
-    """A model that gives random text a word, or two, and judges random text by a random score."""
+    """A model that gives random text, or a list of it, a word or two, and judges random text by a
+    random score.
+    """
     model, tokenizer, draw = tiny_model(), tiny_tokenizer(), Random(0)
 
     def babble() -> str:
@@ -105,7 +109,12 @@ def _save_base(path: Path) -> None:
         asked = fill(RUBRIC, prompt=babble(), response=babble())
         texts.append((asked, f"Score: {draw.choice((1, 3, 5))}"))
     rows = [Row(*encode_example(tokenizer, *text)) for text in texts]
-    how = TrainSettings(learning_rate=2e-2, epochs=8, batch_size=16, dropout=0.0)
+    for _ in range(200):
+        shown = few_shot_text([{"prompt": babble()} for _ in range(3)])
+        ids = encode_raw(tokenizer, f"{shown} {' '.join(draw.sample(WORDS, 2))}\n")
+        given = len(encode_raw(tokenizer, shown))
+        rows.append(Row(ids, [False] * given + [True] * (len(ids) - given)))
+    how = TrainSettings(learning_rate=2e-2, epochs=5, batch_size=16, dropout=0.0)
     with redirect_stderr(StringIO()):  # the progress bar
         train_sft(model, rows, how, seed=0, group=start())
     llama.save(model, tokenizer, path)
