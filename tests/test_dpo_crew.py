@@ -22,6 +22,7 @@ from torch import nn
 from dpo import crew as crews
 from dpo import descent, trainer
 from dpo.crew import crew
+from llama.lora import Lora, attach
 from llama.parallel import Group, start
 
 CPU = torch.device("cpu")
@@ -36,6 +37,14 @@ def test_together_they_train_as_one(train: Any, processes: int, tmp_path: Path) 
     torch.testing.assert_close(weights(shared), weights(alone), rtol=0, atol=1e-5)
     for ours, theirs in zip(records(tmp_path / "shared"), records(tmp_path / "alone"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+def test_adapters_train_together_too() -> None:
+    alone, shared = tiny_model(), tiny_model()
+    for model, processes in ((alone, 1), (shared, 2)):
+        attach(model, Lora(3, 6.0))
+        sft(model, processes=processes, lora_rank=3, lora_alpha=6.0)
+    torch.testing.assert_close(weights(shared), weights(alone), rtol=0, atol=1e-5)
 
 
 def test_a_part_that_is_lost_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
