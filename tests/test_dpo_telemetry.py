@@ -22,7 +22,8 @@ from llama.parallel import start
 
 
 def trained(directory, telemetry, processes=1, kind="dpo", **changes):
-    model, how = tiny_model(), replace(SETTINGS, batch_size=2, epochs=1, **changes)
+    how = {"batch_size": 2, "dropout": 0.1} | changes  # dropout: it would show a drawn number
+    model, how = tiny_model(), replace(SETTINGS, **how)
     kept = {"seed": 0, "group": start(), "directory": directory, "processes": processes}
     if kind == "sft":
         train_sft(model, rows(18), how, **kept, telemetry=telemetry)
