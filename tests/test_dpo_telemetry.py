@@ -14,11 +14,11 @@ import torch
 from dpo_runs import SETTINGS, Killed, kill_before, pairs, records, rows, weights
 from tiny_llama import tiny_model
 
-from dpo import Telemetry, train_dpo, train_sft
+from dpo import Telemetry, descent, train_dpo, train_sft
 from dpo.profile import PHASES, TABLE, TRACE, Heard, Profile, Unprofiled, plan
 from dpo.records import Records
 from dpo.telemetry import FOLDER
-from llama.parallel import start
+from llama.parallel import Group, start
 
 
 def trained(directory, telemetry, processes=1, kind="dpo", **changes):
@@ -139,6 +139,19 @@ def test_the_sums_of_a_group_are_heard_only_if_it_is_profiled():
 
     assert Heard(**vars(group), clock=Listening().phase).sum([1.5]) == [1.5]
     assert heard == ["communication"]
+
+
+def test_clipping_gets_the_group_that_is_heard(tmp_path, monkeypatch):
+    groups, usual = [], descent.clip_grad_norm
+
+    def clip(model, most, group):
+        groups.append(type(group))
+        return usual(model, most, group)
+
+    monkeypatch.setattr(descent, "clip_grad_norm", clip)
+    trained(tmp_path / "without", Telemetry(), max_steps=1)
+    trained(tmp_path / "with", Telemetry(profile=True), max_steps=1)
+    assert groups == [Group, Heard]
 
 
 def test_kernels_that_talk_to_other_cards_are_added_up(tmp_path):
