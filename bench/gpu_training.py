@@ -32,6 +32,7 @@ from dpo.descent import Descent
 from dpo.lines import pair_line, row_line
 from dpo.logprobs import CHUNK_LOGITS
 from dpo.objectives import DPO, SFT
+from dpo.speed import operations
 from llama import PRESETS, Llama, LlamaConfig
 from llama.files import replace_file
 from llama.lora import attach, begin
@@ -136,10 +137,7 @@ def row(task: Task, card: Card, group: Group, dtype: torch.dtype) -> str:
 
 def operations_a_token(task: Task) -> float:
     """By the formula above."""
-    config = task.config
-    weights = config.parameter_count - config.vocab_size * config.dim * (not config.tie_embeddings)
-    attention = 12 * config.n_layers * config.dim * task.T
-    return (4 if task.lora_rank else 6) * weights + attention
+    return operations(task.config, [task.T], frozen=task.lora_rank > 0) / task.T
 
 
 def step_seconds(task: Task, group: Group, dtype: torch.dtype) -> list[float]:

@@ -15,11 +15,13 @@ from dpo.losses import (
     simpo_loss,
 )
 from dpo.settings import TrainSettings
+from dpo.telemetry import Telemetry
 from dpo.trainer import pair_logps, row_logps, train_dpo, train_sft
 
 __all__ = [
     "Pair",
     "Row",
+    "Telemetry",
     "TrainSettings",
     "cdpo_loss",
     "dpo_loss",

@@ -12,8 +12,9 @@ from typing import Any, get_type_hints
 
 import torch
 
-from dpo import Pair, Row, TrainSettings, forget, train_dpo, train_sft
+from dpo import Pair, Row, Telemetry, TrainSettings, forget, train_dpo, train_sft
 from dpo.settings import LOSSES, MOMENT_TYPES, RECOMPUTE
+from dpo.telemetry import PROFILE, TENSORBOARD
 from llama import Llama, Tokenizer, encode_example, load_sharded, save
 from llama.layout import SHARDS, describe
 from llama.lora import TARGETS
@@ -55,6 +56,7 @@ def _run(given: dict[str, Any], group: Group) -> None:
     settings = TrainSettings(**{**rates, **chosen})
     if bool(given["replay"]) != bool(settings.replay_weight):
         raise ValueError("--replay and --replay-weight go together: give both or neither")
+    telemetry = Telemetry(given["profile"], given["tensorboard"])
     dtype = torch.bfloat16 if given["bfloat16"] else torch.float32
     model, tokenizer = load_sharded(given["model"], group, dtype, lora=settings.lora)
     if group.is_main:
@@ -62,7 +64,7 @@ def _run(given: dict[str, Any], group: Group) -> None:
         passes = f"passes of at most {settings.micro_tokens:,} tokens a rank"
         passes += f", adapters of rank {settings.lora_rank} learn" if settings.lora else ""
         print(f"{describe(group, model.config.parameter_count, dtype)}; {size}, {passes}")
-    kept = {"seed": given["seed"], "group": group, "directory": out}
+    kept = {"seed": given["seed"], "group": group, "directory": out, "telemetry": telemetry}
     if given["sft"]:
         train_sft(model, read_sft(given["sft"], model, tokenizer), settings, **kept)
     else:
@@ -163,6 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bfloat16", action="store_true", help="compute in it; weights stay fp32")
     parser.add_argument("--seed", type=int, default=0, help="of the order and of dropout")
+    parser.add_argument("--profile", action="store_true", help=PROFILE)
+    parser.add_argument("--tensorboard", action="store_true", help=TENSORBOARD)
     types = get_type_hints(TrainSettings)
     for name, text in _HELP.items():
         default = getattr(TrainSettings, name, None)

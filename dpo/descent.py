@@ -28,8 +28,11 @@ from dpo.lines import Line, pad
 from dpo.logprobs import chunk_for, chunked_logps
 from dpo.objectives import Objective
 from dpo.optimizer import clip_grad_norm, make_optimizer
+from dpo.profile import Profile, Unprofiled
 from dpo.records import Records
 from dpo.settings import MAY_CHANGE, TrainSettings
+from dpo.speed import operations, peak
+from dpo.telemetry import FOLDER, NOTHING, Telemetry
 from llama.children import one_thread
 from llama.model import Llama
 from llama.parallel import Group, sync_copies
@@ -90,12 +93,17 @@ class Descent:
         group: Group,
         directory: Path | None,
         processes: int = 1,
+        telemetry: Telemetry = NOTHING,
     ) -> None:
         self.model, self.objective, self.settings = model, objective, settings
         self.seed, self.group, self.directory = seed, group, directory
         self.processes = processes  # of this rank; each takes a part of a step's jobs
         self.steps = settings.steps(objective.steps_per_epoch)
         self.optimizer = make_optimizer(model, settings, BETAS)
+        self.telemetry, self.profile = telemetry, Unprofiled()
+        self.operations = 0.0  # of all ranks, by the formula of MFU
+        rate = peak(group.device)
+        self.peak = None if rate is None else rate * group.world_size
 
     def run(
         self,
@@ -111,10 +119,11 @@ class Descent:
         identity = {"seed": self.seed, **_fixed(self.settings), **identity}
         progress = self._resume(identity)
         is_main, started, tokens = self.group.is_main, time.perf_counter(), 0
-        records = Records(self.directory if is_main else None, progress.record_bytes)
+        records = self._records(progress)
         bar = tqdm(desc=description, initial=progress.step, total=self.steps, disable=not is_main)
         together = crew(self.model, self._accumulate, self.processes)
-        with records, bar, _training(self.model, self.settings), together as accumulate:
+        training = _training(self.model, self.settings)
+        with records, bar, training, together as accumulate, self._profiled(description, progress):
             while progress.step < self.steps:
                 with one_thread() if self.processes > 1 else nullcontext():
                     record = self._step(progress.step, accumulate)
@@ -126,25 +135,31 @@ class Descent:
                     progress.record_bytes = records.sync()
                     self._save(identity, progress)
                 tokens += record["tokens"]
-                speed = tokens / (time.perf_counter() - started)
+                speed = self._speed(tokens, time.perf_counter() - started)
                 bar.set_postfix(_shown(record, speed), refresh=False)
                 bar.update()
         seconds = time.perf_counter() - started
         counts = {"steps": self.steps, "skipped": progress.skipped, "tokens": tokens}
-        speed = {"seconds": seconds, "tokens_per_second": tokens / seconds}
+        speed = {"seconds": seconds, **self._speed(tokens, seconds)}
         return {**progress.record, **counts, **speed}
 
     def _step(self, step: int, accumulate: Callable[[int], list[Measured]]) -> Record:
         """One update of the weights, or none if loss or gradient is not finite; its record."""
-        rate = self.settings.learning_rate_at(step, self.steps)
-        with self.group.phase(f"training step {step}"), self._naming_memory(step):
-            shares = self._added_up(accumulate(step))
-            norm = clip_grad_norm(self.model, self.settings.clip, self.group)
-            if isfinite(shares["loss"]) and isfinite(norm):
-                for parameters in self.optimizer.param_groups:
-                    parameters["lr"] = rate
-                self.optimizer.step()
-            self.optimizer.zero_grad()
+        rate, profile = self.settings.learning_rate_at(step, self.steps), self.profile
+        phase = self.group.phase(f"training step {step}")
+        with phase, self._naming_memory(step), profile.step():
+            with profile.phase("communication"):  # what is left of it beside the part's own phases
+                shares = self._added_up(accumulate(step))
+            with profile.phase("optimizer"):
+                norm = clip_grad_norm(self.model, self.settings.clip, profile.heard(self.group))
+                if isfinite(shares["loss"]) and isfinite(norm):
+                    for parameters in self.optimizer.param_groups:
+                        parameters["lr"] = rate
+                    self.optimizer.step()
+                self.optimizer.zero_grad()
+            took = shares.pop("operations")
+            profile.count(shares["tokens"], took)
+        self.operations += took
         numbers = {**shares, "grad_norm": norm, "learning_rate": rate}
         finite = {name: value if isfinite(value) else None for name, value in numbers.items()}
         return {"step": step, **finite, "tokens": int(shares["tokens"])}
@@ -152,19 +167,25 @@ class Descent:
     def _accumulate(self, step: int, part: int) -> Measured:
         """Gradients of one part of this rank's jobs, added up; and so their shares."""
         first, every = self.group.rank * self.processes + part, self._parts
-        jobs = self.objective.jobs(step, every)[first::every]
+        config, phase = self.model.config, self.profile.phase
         measured: dict[str, list[Tensor]] = {}
-        with _dropout_seeded(self.group, self.seed, step, first):
+        with phase("other"), _dropout_seeded(self.group, self.seed, step, first):
+            with phase("data"):
+                jobs = self.objective.jobs(step, every)[first::every]
             for left, job in zip(range(len(jobs))[::-1], jobs):
                 sync_copies(self.model, self.group, now=left == 0)
-                shares = job.measure(forward_logps(self.model, job.lines, self.group.device))
-                shares["loss"].backward()
+                with phase("forward"):
+                    shares = job.measure(forward_logps(self.model, job.lines, self.group.device))
+                with phase("backward"):
+                    shares["loss"].backward()
                 for name, share in shares.items():
                     measured.setdefault(name, []).append(share.detach().double())
-        names = sorted(measured)
-        totals = torch.stack([torch.stack(measured[name]).sum() for name in names])
-        tokens = sum(len(line) for job in jobs for line in job.lines)
-        return dict(zip(names, totals.tolist())) | {"tokens": tokens}  # the one wait for the device
+            names = sorted(measured)
+            totals = torch.stack([torch.stack(measured[name]).sum() for name in names])
+            lengths = [len(line) for job in jobs for line in job.lines]
+            took = operations(config, lengths, frozen=self.settings.lora is not None)
+            counts = {"tokens": sum(lengths), "operations": took}
+            return dict(zip(names, totals.tolist())) | counts  # the one wait for the device
 
     def _added_up(self, measured: Sequence[Measured]) -> Measured:
         """The shares of all parts, of all ranks."""
@@ -175,6 +196,32 @@ class Descent:
     @property
     def _parts(self) -> int:
         return self.group.world_size * self.processes
+
+    def _speed(self, tokens: int, seconds: float) -> dict[str, float]:
+        """Of all steps until now; the share of the cards' peak only where that is known."""
+        mfu = {} if self.peak is None else {"mfu": self.operations / (seconds * self.peak)}
+        return {"tokens_per_second": tokens / seconds, **mfu}
+
+    def _records(self, progress: Progress) -> Records:
+        if self.directory is None or not self.group.is_main:
+            return Records(None)
+        board = self.telemetry.board(self.directory, progress.step)
+        return Records(self.directory, progress.record_bytes, board)
+
+    @contextmanager
+    def _profiled(self, description: str, progress: Progress) -> Iterator[None]:
+        """The main rank is profiled, if that is wanted; the crew has forked by then, without it."""
+        group, steps = self.group, range(progress.step, self.steps)
+        if self.telemetry.profile and self.directory is not None and group.is_main and steps:
+            title = f"{description}: rank {group.rank} of {group.world_size} on {group.device}"
+            if self.processes > 1:
+                title += f", process 0 of the {self.processes} that share its part of a step"
+            place = self.directory / FOLDER
+            self.profile = Profile(place, group.device, title, steps, self.peak)
+        try:
+            yield
+        finally:
+            self.profile.close()
 
     def _save(self, identity: Record, progress: Progress) -> None:
         if self.directory is not None:
@@ -217,10 +264,11 @@ def _fixed(settings: TrainSettings) -> Record:
     return fixed | {"lora_targets": list(settings.lora_targets)}  # as JSON will give it back
 
 
-def _shown(record: Record, speed: float) -> dict[str, str]:
+def _shown(record: Record, speed: dict[str, float]) -> dict[str, str]:
     names = ("loss", "accuracy", "margin", "grad_norm")
     shown = {name: f"{record[name]:.3g}" for name in names if record.get(name) is not None}
-    return {**shown, "tokens/s": f"{speed:,.0f}"}
+    shown |= {"tokens/s": f"{speed['tokens_per_second']:,.0f}"}
+    return shown | ({"MFU": f"{speed['mfu']:.1%}"} if "mfu" in speed else {})
 
 
 @contextmanager

@@ -18,13 +18,14 @@ FILE = "train.jsonl"
 
 class Records:
     """Appends to `directory/train.jsonl`, from byte `start` on: what a killed run wrote after its
-    last save goes. Without a directory nothing is kept.
+    last save goes. Without a directory nothing is kept. What a line has, a `board`
+    (`dpo.telemetry`) gets too.
 
     Raises ValueError if the file is shorter than `start`.
     """
 
-    def __init__(self, directory: Path | None, start: int = 0) -> None:
-        self._stream = None
+    def __init__(self, directory: Path | None, start: int = 0, board: Any = None) -> None:
+        self._stream, self._board = None, board
         if directory is None:
             return
         directory.mkdir(parents=True, exist_ok=True)
@@ -49,6 +50,10 @@ class Records:
             with naming(self._stream.name):
                 self._stream.write(line)
                 self._stream.flush()
+        if self._board is not None:
+            for name, value in record.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, record["step"])
 
     def sync(self) -> int:
         """Waits until the disk has it all; returns the size in bytes."""
@@ -62,6 +67,8 @@ class Records:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._board is not None:
+            self._board.close()
         if self._stream is not None:
             with naming(self._stream.name):  # what could not be written is tried once more
                 self._stream.close()

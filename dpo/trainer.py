@@ -18,6 +18,7 @@ from dpo.lines import Pair, Row, pair_line, row_line
 from dpo.objectives import DPO, SFT
 from dpo.reference import Reference, reference_key, reference_logps, rows_key
 from dpo.settings import TrainSettings
+from dpo.telemetry import NOTHING, Telemetry
 from llama import fingerprint
 from llama.children import most_processes
 from llama.lora import begin, chosen, fold
@@ -38,6 +39,7 @@ def train_sft(
     directory: Path | None = None,
     description: str = "SFT",
     processes: int | None = None,
+    telemetry: Telemetry = NOTHING,
 ) -> dict[str, float]:
     """Trains `model` in place on the response tokens of `rows`: all its weights, or, with a
     `lora_rank`, the adapters that it was loaded with, which then are added to the weights.
@@ -47,7 +49,9 @@ def train_sft(
       which the same call goes on to the same bytes (`forget` removes it). None: nothing is kept.
     processes: that share a step's rows; by default one a thread of torch's, on a CPU and for a
       small model. It changes the speed, and how sums are rounded.
-    Returns the last step's metrics and `steps, skipped, tokens, seconds, tokens_per_second`.
+    telemetry: what else to show of it, in a folder of `directory`; it changes no bit.
+    Returns the last step's metrics and `steps, skipped, tokens, seconds, tokens_per_second`, and
+    `mfu` where the card's peak is known (`dpo.speed`).
     Raises ValueError, naming the row or the step, for data that cannot be trained on, for a
     directory that holds another run, for adapters other than the settings', where loss or gradient
     stay infinite or NaN, and where memory does not suffice; OSError if nothing can be written.
@@ -62,8 +66,9 @@ def train_sft(
     count = _processes(model, settings, group, processes)
     with _adapting(model, f"{seed} {data}"):
         descent = Descent(
-            model, objective, settings, seed=seed, group=group, directory=directory, processes=count
-        )
+            model, objective, settings, seed=seed, group=group, directory=directory,
+            processes=count, telemetry=telemetry,
+        )  # fmt: skip
         return descent.run(identity, description)
 
 
@@ -80,6 +85,7 @@ def train_dpo(
     after_step: Callable[[int, int], None] | None = None,
     reference: Reference | None = None,
     processes: int | None = None,
+    telemetry: Telemetry = NOTHING,
 ) -> dict[str, float]:
     """Trains `model` in place by DPO on `pairs`; the reference is the model as it is given, or what
     is given of another one's log-probabilities (`pair_logps`).
@@ -108,8 +114,9 @@ def train_dpo(
     objective = DPO(dealer, reference, replayed, settings)
     with _adapting(model, f"{seed} {rows_key(pair.chosen for pair in pairs)}"):
         descent = Descent(
-            model, objective, settings, seed=seed, group=group, directory=directory, processes=count
-        )
+            model, objective, settings, seed=seed, group=group, directory=directory,
+            processes=count, telemetry=telemetry,
+        )  # fmt: skip
         return descent.run({"data": data, "model": start}, description, after_step)
 
 

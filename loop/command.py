@@ -72,7 +72,8 @@ def _run(open_start: Open[G], begin: Begin[G], command: Command, group: Group) -
     kind: dict[str, Any] = {"inputs": inputs, "may_change": MAY_DIFFER, "origin": command.origin}
     with Run.open(settings.run, identity, group, **kind) as run:
         check_shared(run.root, group)
-        loop = begin(run, settings, given, Models(run, settings, group))
+        models = Models(run, settings, group, command.telemetry)
+        loop = begin(run, settings, given, models)
         _tell_layout(run, settings, given.model, group)
         with stoppable(run.say, "stopped; what is finished is kept: the same command goes on"):
             last = loop.train()

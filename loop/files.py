@@ -15,6 +15,7 @@ from typing import Any
 
 from llama.files import naming
 
+ASIDE = "telemetry"  # a folder in a finished directory that is no part of the result
 JSON = Any  # what `json.loads` returns
 
 
@@ -62,9 +63,9 @@ def make_directory(path: Path) -> None:
 def move_in(source: Path, target: Path) -> list[str]:
     """Moves the directory `source` to `target`, after an fsync of every file in it.
 
-    Returns the files' names. Where `target` stands already, each file replaces its namesake there
-    and the others stay. That is not one step, so only a record written afterwards may call the
-    result finished.
+    Returns the files' names, but for those in ASIDE, which are moved too. Where `target` stands
+    already, each file replaces its namesake there and the others stay. That is not one step, so
+    only a record written afterwards may call the result finished.
     """
     for path in [source, *sorted(source.rglob("*"))]:
         _sync_directory(path) if path.is_dir() else _sync_file(path)
@@ -81,7 +82,7 @@ def move_in(source: Path, target: Path) -> list[str]:
                 _sync_directory((target / name).parent)
             shutil.rmtree(source)
         _sync_directory(target.parent)
-    return names
+    return [name for name in names if not name.startswith(f"{ASIDE}/")]
 
 
 def share(source: Path, target: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from dpo import Pair, Row, TrainSettings, forget, pair_logps, row_logps, train_dpo, train_sft
 from dpo.lines import pair_line
 from dpo.reference import Reference
+from dpo.telemetry import NOTHING, Telemetry
 from llama import Llama, Tokenizer, encode_example, encode_prompt, load_sharded, save
 from llama.lora import Lora
 from llama.parallel import Group
@@ -31,8 +32,10 @@ Metrics = dict[str, float]
 class Models:
     """What a run does with models, on all ranks alike."""
 
-    def __init__(self, run: Run, settings: Settings, group: Group) -> None:
-        self.run, self.settings, self.group = run, settings, group
+    def __init__(
+        self, run: Run, settings: Settings, group: Group, telemetry: Telemetry = NOTHING
+    ) -> None:
+        self.run, self.settings, self.group, self.telemetry = run, settings, group, telemetry
         self.dtype = getattr(torch, settings.dtype)
         self._speaking: tuple[Path, Completer] | None = None
         join(group, settings.machine.sample_tp or 1)  # now, for it may be refused
@@ -162,6 +165,7 @@ class Models:
             group=self.group,
             directory=out,
             description=name,
+            telemetry=self.telemetry,
         )
         save(model, tokenizer, out)
         forget(out, self.group)  # what it took to go on is not part of the checkpoint

@@ -6,7 +6,8 @@ preset (loop/presets/NAME.toml)   every key has a value: here, or the field's de
   < --run DIR, --seed S, …        the top-level keys, as flags, and two from the sections
   < --set SECTION.KEY=VALUE       any key, as a flag
 ```
-Two flags are no settings, but say what to do with them: --status, --from.
+Four flags are no settings, but say what to do with them, or what to show: --status, --from,
+--profile, --tensorboard.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from dpo.telemetry import NOTHING, PROFILE, TENSORBOARD, Telemetry
 from loop.branch import Origin
 from loop.replica import SAMPLE_TP
 from loop.settings import UNTIL_PLATEAU, Settings
@@ -36,6 +38,7 @@ class Command:
     settings: Settings
     status: bool = False  # tell where the run stands, and start nothing
     origin: Origin | None = None  # the model of another run that this one goes on from
+    telemetry: Telemetry = NOTHING  # what to show of each training
 
 
 def parse_arguments(argv: Sequence[str]) -> Settings:
@@ -44,8 +47,10 @@ def parse_arguments(argv: Sequence[str]) -> Settings:
     Raises ValueError as `parse_command`.
     """
     command = parse_command(argv)
-    if command.status or command.origin:
-        raise ValueError("--status and --from are flags of train.py alone")
+    if command != Command(command.settings):
+        raise ValueError(
+            "--status, --from, --profile and --tensorboard are flags of train.py alone"
+        )
     return command.settings
 
 
@@ -65,6 +70,7 @@ def parse_command(argv: Sequence[str]) -> Command:
     if given["iterations"] == PLATEAU:
         given |= {"iterations": UNTIL_PLATEAU, "until_plateau": True}
     status, origin = given.pop("status"), given.pop("from")
+    telemetry = Telemetry(given.pop("profile"), given.pop("tensorboard"))
     config_path, assignments = given.pop("config"), given.pop("set")
     config = read_toml(Path(config_path)) if config_path else {}
     preset, file_preset = given.pop("preset"), config.pop("preset", "world")
@@ -75,7 +81,8 @@ def parse_command(argv: Sequence[str]) -> Command:
         if apart[flag] is not None:
             layers += [(f"--{flag.replace('_', '-')}", {section: {key: apart[flag]}})]
     layers += [(f"--set {text}", _assignment(text)) for text in assignments]
-    return Command(build(layers), status, None if origin is None else Origin.parse(origin))
+    begin = None if origin is None else Origin.parse(origin)
+    return Command(build(layers), status, begin, telemetry)
 
 
 def build(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Settings:
@@ -241,4 +248,6 @@ def _parser() -> _Parser:
         metavar="OLD@M2",
         help="begin a new run from a model of another, with other settings or more iterations",
     )
+    parser.add_argument("--profile", action="store_true", help=PROFILE)
+    parser.add_argument("--tensorboard", action="store_true", help=TENSORBOARD)
     return parser

@@ -135,6 +135,25 @@ def test_bad_data_is_one_line_with_file_and_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_profile_is_a_table_and_a_trace_beside_the_model(model: Path, tmp_path: Path) -> None:
+    data, out = write(tmp_path / "pairs.jsonl", pair_rows()), tmp_path / "out"
+    assert run(model, "--pairs", data, "--out", out, "--epochs", 2, "--profile") == 0
+    names = {path.name for path in (out / "telemetry").iterdir()}
+    assert names == {"profile.txt", "profile.trace.json.gz"}
+    assert "tokens/s" in (out / "telemetry" / "profile.txt").read_text()
+
+
+def test_curves_without_their_package_are_refused_before_anything_is_loaded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    data, out = write(tmp_path / "pairs.jsonl", pair_rows()), tmp_path / "out"
+    assert run(model, "--pairs", data, "--out", out, "--tensorboard") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--tensorboard needs the package tensorboard" in line
+    assert not out.exists()
+
+
 def test_bad_arguments_are_one_line(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from faults.shim import fail, from_operation, watched
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpo.telemetry import FOLDER
 from loop import files
 
 
@@ -99,6 +100,15 @@ def test_a_directory_that_stands_already_keeps_what_others_wrote(tmp_path):
     files.move_in(fill(tmp_path / "s", {"a": b"new", "sub/b": b"2"}), target)
     assert contents(target) == {"a": b"new", "sub/b": b"2", "pairs.jsonl": b"kept"}
     assert not (tmp_path / "s").exists()
+
+
+def test_what_is_aside_moves_too_and_is_no_part_of_the_result(tmp_path):
+    names = {"a": b"1", "telemetry/b": b"2", "telemetry/c/d": b"3", "telemetry.txt": b"4"}
+    source, target = fill(tmp_path / "s", names), tmp_path / "t"
+    assert files.ASIDE == FOLDER  # `dpo` does not import `loop`
+    assert files.move_in(source, target) == ["a", "telemetry.txt"]
+    assert contents(target) == names
+    assert files.move_in(fill(tmp_path / "s", names), target) == ["a", "telemetry.txt"]
 
 
 def test_remove_takes_files_directories_and_nothing(tmp_path):
