@@ -194,7 +194,7 @@ class Heard(Group):
 def plan(left: int) -> tuple[int, int, int, int]:
     """Of so many steps, how many are there to warm up, are clocked, warm the profiler, are traced;
     with nine or more 2, 3, 1, 3."""
-    traced = min(3, left // 3)
+    traced = min(3, max(0, left - 2) // 2)
     first = min(1, traced)
     warm = min(2, (left - traced - first) // 2)
     return warm, min(3, left - traced - first - warm), first, traced

@@ -77,7 +77,8 @@ def test_the_windows_fit_into_the_steps_that_are_left(left):
     warm, clocked, first, traced = plan(left)
     assert min(warm, first, traced) >= 0 and clocked >= 1
     assert warm + clocked + first + traced <= left
-    assert bool(traced) == bool(first) == (left >= 3)
+    assert bool(traced) == bool(first) == (left >= 4)
+    assert bool(warm) == (left >= 2)
     assert plan(left)[1:] == (3, 1, 3) or left < 9
 
 
@@ -88,15 +89,15 @@ def test_a_short_training_has_a_table_at_least(tmp_path):
 
 
 def test_a_killed_and_profiled_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
-    whole = trained(tmp_path / "whole", Telemetry())
+    whole = trained(tmp_path / "whole", Telemetry(), save_every=5)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_before(patch, 7)  # in the middle of the trace
-        trained(tmp_path / "out", Telemetry(profile=True))
+        trained(tmp_path / "out", Telemetry(profile=True), save_every=5)
     assert [path.name for path in (tmp_path / "out" / FOLDER).iterdir()] == [TABLE]
-    assert same(whole, trained(tmp_path / "out", Telemetry(profile=True)))
+    assert same(whole, trained(tmp_path / "out", Telemetry(profile=True), save_every=5))
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
-    lines = table_of(tmp_path / "out")[1]  # from the save on there were three steps
+    lines = table_of(tmp_path / "out")[1]  # from the save on there were four steps
     assert "clocked: step 6" in lines and f"{TRACE}: step 8" in lines
 
 
