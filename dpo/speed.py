@@ -19,9 +19,9 @@ import torch
 
 from llama.config import LlamaConfig
 
-# bf16 on the tensor cores, without sparsity and adding up in fp32, in TFLOP/s: NVIDIA's data sheets
-# of the cards (they print the number with sparsity, twice this, for all but A100), the white papers
-# of GA102 and AD102 for the GeForce cards. Names as `torch.cuda.get_device_name` has them.
+# bf16 on the tensor cores, without sparsity, sums in fp32, in TFLOP/s: NVIDIA's data sheets of the
+# cards, half of what they print where that is with sparsity (L4, H100, H200); for the GeForce cards
+# the white papers of GA102 and AD102. Names as `torch.cuda.get_device_name` has them.
 PEAKS = {
     r"A100\b.*": 312,
     r"A30": 165,
