@@ -81,12 +81,17 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="in miniature")
+    parser.add_argument(
+        "--only", choices=("sampling", "training"), help="these races, into --out if it is given"
+    )
     parser.add_argument("--threads", type=int, help="of torch, on both sides (torch's own choice)")
     parser.add_argument("--out", type=Path, help="file to write (BENCHMARKS.md, if not --quick)")
     given = parser.parse_args(arguments)
     if given.threads is not None and given.threads < 1:
         parser.error(f"--threads is {given.threads}; it must be 1 or more")
     program, out = (QUICK, given.out) if given.quick else (FULL, given.out or Path("BENCHMARKS.md"))
+    if given.only:
+        program, out = only(program, given.only), given.out
     if given.threads:
         torch.set_num_threads(given.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -111,6 +116,13 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         print(f"complete: {out}")
     return 0
+
+
+def only(program: Program, which: str) -> Program:
+    """The part of it that is named."""
+    if which == "training":
+        return replace(program, workloads={})
+    return replace(program, trainings={})
 
 
 def races(program: Program) -> Iterator[Result]:

@@ -51,12 +51,8 @@ class Card:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 2, after one line, for what the user can mend."""
-    parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__)
-    parser.add_argument("--miniature", action="store_true", help="tiny shapes, on the CPU")
-    parser.add_argument("--out", type=Path, help="file to write, too")
-    given = parser.parse_args(arguments)
-    if not (given.miniature or torch.cuda.is_available()):
-        print("error: there is no GPU here; --miniature runs on the CPU", file=sys.stderr)
+    given = parsed("python -m bench.gpu", __doc__, arguments)
+    if given is None:
         return 2
     device = torch.device("cpu" if given.miniature else "cuda")
     dtype = torch.float32 if given.miniature else torch.bfloat16
@@ -82,6 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.out:
         replace_file(given.out, text.encode())
     return 0
+
+
+def parsed(
+    program: str, description: str | None, arguments: Sequence[str] | None
+) -> argparse.Namespace | None:
+    """The flags of a bench on a GPU; None, after one line, where there is no GPU."""
+    parser = argparse.ArgumentParser(program, description=description)
+    parser.add_argument("--miniature", action="store_true", help="tiny shapes, on the CPU")
+    parser.add_argument("--out", type=Path, help="file to write, too")
+    given = parser.parse_args(arguments)
+    if given.miniature or torch.cuda.is_available():
+        return given
+    print("error: there is no GPU here; --miniature runs on the CPU", file=sys.stderr)
+    return None
 
 
 def race(workload: Workload, card: Card, device: torch.device, dtype: torch.dtype) -> str:

@@ -10,7 +10,6 @@ run. Of frozen weights no gradients are computed: 4 N. The first steps are not t
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 import time
@@ -18,12 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 
 import torch
 
-from bench.gpu import Card, measure
+from bench.gpu import Card, measure, parsed
 from bench.report import number
 from bench.shapes import TINY
 from dpo import Pair, Row, TrainSettings
@@ -88,12 +86,8 @@ LITTLE = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 2, after one line, for what the user can mend."""
-    parser = argparse.ArgumentParser("python -m bench.gpu_training", description=__doc__)
-    parser.add_argument("--miniature", action="store_true", help="tiny shapes, on the CPU")
-    parser.add_argument("--out", type=Path, help="file to write, too")
-    given = parser.parse_args(arguments)
-    if not (given.miniature or torch.cuda.is_available()):
-        print("error: there is no GPU here; --miniature runs on the CPU", file=sys.stderr)
+    given = parsed("python -m bench.gpu_training", __doc__, arguments)
+    if given is None:
         return 2
     group = start()
     if given.miniature:

@@ -39,8 +39,8 @@ TEXT = """## Memory of DPO, ours and TRL's
 
 What `{command}` measured, on {machine}, torch {torch}, {day}, in MB above what each process had
 when weights and pairs were there and everything was imported; what several processes share is
-counted once. TRL makes as many pairs a forward pass as are fastest in BENCHMARKS.md; the
-reference's log-probabilities are part of it on both sides.
+counted once. TRL makes 4 pairs a forward pass, the fewest that it raced with; the reference's
+log-probabilities are part of it on both sides.
 
 | model, how ours trains | its weights | ours | TRL's DPOTrainer | ours / theirs |
 | --- | --- | --- | --- | --- |

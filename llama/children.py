@@ -52,7 +52,7 @@ class Child:
 
     def tell(self, message: Any) -> None:
         """Sends it a message. One that is gone is found out by `hear`."""
-        with suppress(BrokenPipeError):
+        with suppress(ConnectionError):
             self.channel.send(message)
 
     def hear(self) -> Any:
@@ -61,7 +61,7 @@ class Child:
         """
         try:
             message = self.channel.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionError):
             self.process.join()
             raise ChildProcessError(
                 f"a process ended early, with exit code {self.process.exitcode}; {self.remedy}"
@@ -115,5 +115,5 @@ def _work(
         work(channel)
     except TOLD as error:
         channel.send(error)
-    except (BrokenPipeError, EOFError):
+    except (EOFError, ConnectionError):
         pass  # the parent is gone

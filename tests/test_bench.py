@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import floor, llamacpp, sft_race, training_memory
-from bench.__main__ import main, races
+from bench.__main__ import QUICK, main, only, races
 from bench.dpo_race import BATCH, train_ours, train_theirs
 from bench.race import Run, race
 from bench.report import HEADER, Result, table
@@ -52,6 +52,11 @@ def test_the_quick_program_writes_its_tables(tmp_path: Path, capsys, monkeypatch
     assert table(seen, 1e9).splitlines()[0] in text and "--quick --out" in text
     assert all(f"| {result.name} against" in text for result in seen)
     assert capsys.readouterr().out.count("| workload |") == len(seen)
+
+
+def test_a_part_can_be_raced_alone() -> None:
+    assert only(QUICK, "training") == replace(QUICK, workloads={})
+    assert only(QUICK, "sampling") == replace(QUICK, trainings={})
 
 
 def test_the_table_is_a_table() -> None:

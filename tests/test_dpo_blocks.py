@@ -137,9 +137,9 @@ def test_a_compiled_training_is_the_eager_one(traced: Any, tmp_path: Path) -> No
     dpo(compiled, tmp_path, **how, compile=True)
     assert records(tmp_path)[0]["margin"] == pytest.approx(0, abs=1e-5)
     torch.testing.assert_close(weights(compiled), weights(plain), rtol=0, atol=1e-5)
-    kinds = traced.frame_count  # of shapes, with gradients or not; and the last block has its own
+    kinds = traced.frame_count  # with gradients or not; and the last block has its own
     dpo(tiny_model(), **how | {"max_steps": 10, "epochs": 3}, compile=True)
-    assert 0 < kinds <= traced.frame_count < kinds + 4  # as many versions as kinds, not as steps
+    assert 0 < kinds <= traced.frame_count < 16  # as many versions as kinds of shapes, not as steps
 
 
 @pytest.mark.gpu
