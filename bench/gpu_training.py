@@ -56,6 +56,7 @@ class Task:
     recompute: str = "full"
     moments: str = "float32"
     lora_rank: int = 0
+    compiled: bool = False
 
     @property
     def settings(self) -> TrainSettings:
@@ -68,6 +69,7 @@ class Task:
             recompute=self.recompute,
             moments=self.moments,
             lora_rank=self.lora_rank,
+            compile=self.compiled,
         )
 
 

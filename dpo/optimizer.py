@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpo.settings import TrainSettings
 from llama.cut import is_cut, local_part
+from llama.fused import compiled
 from llama.parallel import Group
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's m and v
@@ -57,18 +58,31 @@ class NarrowAdamW(torch.optim.AdamW):
                     self._update(weight, group)
 
     def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        state, rate, (beta1, beta2) = self.state[weight], group["lr"], group["betas"]
+        state = self.state[weight]
         state["step"] += 1
-        t = state["step"].item()
-        x, g = local_part(weight), local_part(weight.grad)  # type: ignore[arg-type]
-        stored_m, stored_v = (local_part(state[name]) for name in MOMENTS)
-        m = stored_m.float().lerp_(g, 1 - beta1)
-        v = stored_v.float().mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        stored_m.copy_(m)
-        stored_v.copy_(v)
-        scale = (v / (1 - beta2**t)).sqrt_().add_(group["eps"])
-        x.mul_(1 - rate * group["weight_decay"])
-        x.addcdiv_(m, scale, value=-rate / (1 - beta1**t))
+        parts = [weight, weight.grad, *(state[name] for name in MOMENTS)]
+        x, g, m, v = map(local_part, parts)
+        update = compiled(_update) if x.is_cuda else _update
+        update(x, g, m, v, self._scales(state["step"].item(), group, x.device), group["betas"])
+
+    def _scales(self, t: float, group: dict[str, Any], device: torch.device) -> Tensor:
+        """What changes from step to step: as numbers that a kernel reads, so that one does."""
+        rate, (beta1, beta2) = group["lr"], group["betas"]
+        scales = (1 - rate * group["weight_decay"], rate / (1 - beta1**t), 1 / (1 - beta2**t))
+        return torch.tensor([*scales, group["eps"]], dtype=torch.float32, device=device)
+
+
+def _update(
+    x: Tensor, g: Tensor, m: Tensor, v: Tensor, scales_4: Tensor, betas: tuple[float, float]
+) -> None:
+    """A step of AdamW in place, in fp32; the moments m and v are rounded to their type."""
+    kept, rate, unbiased, eps = scales_4
+    beta1, beta2 = betas
+    m32 = m.float().lerp(g, 1 - beta1)
+    v32 = v.float() * beta2 + g * g * (1 - beta2)
+    m.copy_(m32)
+    v.copy_(v32)
+    x.copy_(x * kept - rate * m32 / ((v32 * unbiased).sqrt() + eps))
 
 
 def begin_moments(optimizer: torch.optim.AdamW, weight: Tensor, updates: int = 0) -> None:

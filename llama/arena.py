@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llama.config import LlamaConfig
-from llama.varlen import Spans, attend, merge
+from llama.varlen import Spans, attend, has_kernels, merge
 
 
 class Ranges:
@@ -72,6 +71,7 @@ class Arena:
         self.size, self.spare = size, size
         self.ranges = Ranges(size)
         self.shared = 0  # tokens that all prompts begin with; they lie at place 0
+        self._everyone: dict[int, Spans] = {}  # kept, for CUDA graphs go on reading them
 
     @property
     def device(self) -> torch.device:
@@ -83,13 +83,24 @@ class Arena:
         """All that it takes, from the beginning to the end."""
         return self.k_YAGD.nbytes + self.v_YAGD.nbytes
 
+    def keep(self, layer: int, place_N: Tensor, k_NGD: Tensor, v_NGD: Tensor) -> None:
+        """Puts new keys and values of a layer in their places."""
+        k_AGD, v_AGD = self.k_YAGD[layer], self.v_YAGD[layer]
+        if has_kernels(k_AGD):
+            from llama.decoding import keep
+
+            keep(k_AGD, v_AGD, place_N, k_NGD, v_NGD)
+        else:
+            k_AGD.index_copy_(0, place_N, k_NGD)
+            v_AGD.index_copy_(0, place_N, v_NGD)
+
     def everyone(self, queries: int) -> Spans | None:
         """So many queries over what all prompts begin with, if there is such."""
-        if not self.shared:
-            return None
-        numbers = [[0, queries], [0, 0], [self.shared, 0]]
-        query_2, start_2, count_2 = torch.tensor(numbers, dtype=torch.int32, device=self.device)
-        return Spans(query_2, start_2, count_2[:1], queries, self.shared)
+        if self.shared and queries not in self._everyone:
+            numbers = [[0, queries], [0, 0], [self.shared, 0]]
+            query_2, start_2, count_2 = torch.tensor(numbers, dtype=torch.int32, device=self.device)
+            self._everyone[queries] = Spans(query_2, start_2, count_2[:1], queries, self.shared)
+        return self._everyone.get(queries)
 
 
 class PackedPrefill:
@@ -122,42 +133,39 @@ class PackedPrefill:
         parts = [attend(q_NHD, k_NGD.contiguous(), v_NGD.contiguous(), self.own, causal=True)]
         if self.everyone:
             parts.append(attend(q_NHD, k_AGD, v_AGD, self.everyone))
-        k_AGD.index_copy_(0, self.place_N, k_NGD)
-        v_AGD.index_copy_(0, self.place_N, v_NGD)
+        self.arena.keep(layer, self.place_N, k_NGD, v_NGD)
         return merge(parts)[None]
 
 
-@dataclass(frozen=True)
 class LaneDecode:
     """One token a lane: it sees what all prompts begin with, its prompt, and what it wrote.
 
-    start_B: where its own range begins; written_B: tokens there already, fewer than `longest`;
-    position_B: the new one's place in its text. prompts: the lanes over their prompts; everyone:
-    the lanes over what all prompts begin with, if there is such. int64, and nothing that makes the
-    host wait, for a CUDA graph is made of this.
+    int64, and nothing that makes the host wait, for a CUDA graph is made of this.
     """
 
-    arena: Arena
-    start_B: Tensor
-    written_B: Tensor
-    position_B: Tensor
-    longest: int
-    prompts: Spans
-    everyone: Spans | None
-
-    @property
-    def positions_BT(self) -> Tensor:
-        """See `Attend`."""
-        return self.position_B[:, None]
+    def __init__(
+        self,
+        arena: Arena,
+        start_B: Tensor,
+        written_B: Tensor,
+        position_B: Tensor,
+        longest: int,
+        prompts: Spans,
+        everyone: Spans | None,
+    ) -> None:
+        """start_B: where its own range begins; written_B: tokens there already, fewer than
+        `longest`; position_B: the new one's place in its text. prompts: the lanes over their
+        prompts; everyone: the lanes over what all prompts begin with, if there is such.
+        """
+        self.arena, self.positions_BT = arena, position_B[:, None]
+        self.place_B, B = start_B + written_B, len(start_B)
+        bound_B1 = torch.arange(B + 1, dtype=torch.int32, device=start_B.device)
+        start_B1 = torch.nn.functional.pad(start_B, (0, 1)).int()
+        own = Spans(bound_B1, start_B1, (written_B + 1).int(), 1, longest)
+        self.spans = [own, prompts, *([everyone] if everyone else [])]
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
         k_AGD, v_AGD = self.arena.k_YAGD[layer], self.arena.v_YAGD[layer]
-        place_B = self.start_B + self.written_B
-        k_AGD.index_copy_(0, place_B, k_BTGD[:, 0])
-        v_AGD.index_copy_(0, place_B, v_BTGD[:, 0])
-        q_BHD, B = q_BTHD[:, 0].contiguous(), len(q_BTHD)
-        bound_B1 = torch.arange(B + 1, dtype=torch.int32, device=q_BHD.device)
-        start_B1 = torch.nn.functional.pad(self.start_B, (0, 1)).int()
-        own = Spans(bound_B1, start_B1, (self.written_B + 1).int(), 1, self.longest)
-        spans = [own, self.prompts, *([self.everyone] if self.everyone else [])]
-        return merge([attend(q_BHD, k_AGD, v_AGD, span) for span in spans])[:, None]
+        self.arena.keep(layer, self.place_B, k_BTGD[:, 0], v_BTGD[:, 0])
+        q_BHD = q_BTHD[:, 0].contiguous()
+        return merge([attend(q_BHD, k_AGD, v_AGD, span) for span in self.spans])[:, None]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llama.attention import Attend, CausalRows
 from llama.config import LlamaConfig
+from llama.fused import fused
 
 Head = Callable[[Tensor, Callable[[Tensor], Tensor]], Any]
 
@@ -116,9 +117,14 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """x / sqrt(mean(x²) + eps) · weight; fp32 until the weight: bf16 squares lose too much."""
-        x32_BTC = x_BTC.float()
-        scale_BT1 = (x32_BTC.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
-        return (x32_BTC * scale_BT1).type_as(x_BTC) * self.weight
+        return _normed(x_BTC, self.weight, self.eps)
+
+
+@fused
+def _normed(x_BTC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
+    x32_BTC = x_BTC.float()
+    scale_BT1 = (x32_BTC.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+    return (x32_BTC * scale_BT1).type_as(x_BTC) * weight_C
 
 
 class Block(nn.Module):
@@ -168,8 +174,8 @@ class Attention(nn.Module):
         """What this layer's attention adds to the residual (of the wanted tokens)."""
         heads = (-1, self.head_dim)
         q, k, v = (x.unflatten(-1, heads) for x in products(x_BTC, self.wq, self.wk, self.wv))
-        q_BTHD, k_BTGD, v_BTGD = rotate(q, *rotary), rotate(k, *rotary), v
-        seen_BTC = attend(self.layer, q_BTHD, k_BTGD, v_BTGD).flatten(2)
+        q_BTHD, k_BTGD = _rotated(q, k, *rotary)
+        seen_BTC = attend(self.layer, q_BTHD, k_BTGD, v).flatten(2)
         added: Tensor = self.wo(_taken(seen_BTC, wanted_N))
         return added
 
@@ -186,8 +192,13 @@ class FeedForward(nn.Module):
     def forward(self, x_BTC: Tensor) -> Tensor:
         """What the feed-forward half adds to the residual."""
         gate_BTF, up_BTF = products(x_BTC, self.w1, self.w3)
-        added_BTC: Tensor = self.w2(F.silu(gate_BTF) * up_BTF)
+        added_BTC: Tensor = self.w2(_gated(gate_BTF, up_BTF))
         return added_BTC
+
+
+@fused
+def _gated(gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
+    return F.silu(gate_BTF) * up_BTF
 
 
 def _taken(x_BTC: Tensor, wanted_N: Tensor | None) -> Tensor:
@@ -227,6 +238,11 @@ def rotary_tables(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Te
     angle_BT1E = positions_BT[:, :, None, None].float() * (theta**-exponent_E)
     cos_BT1E, sin_BT1E = angle_BT1E.cos(), angle_BT1E.sin()
     return torch.cat((cos_BT1E, cos_BT1E), dim=-1), torch.cat((-sin_BT1E, sin_BT1E), dim=-1)
+
+
+@fused
+def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
 def rotate(x_BTHD: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ scores says what it weighs beside the others, so the merge is exact.
 ```
   a query sees   shared x y    prompt a b c    own p q        three parts, one softmax
 ```
-On a GPU in half precision it is one call of the flash kernel; elsewhere plain products, sequence by
-sequence, which is slow and serves the tests. Knows no model and no memory's owner.
+On a GPU in half precision it is one kernel: torch's flash kernel, or ours where queries are few
+(`llama/decoding.py`). Elsewhere it is plain products, sequence by sequence, which is slow and
+serves the tests. Knows no model and no memory's owner.
 """
 
 # N queries of all sequences, L places of keys, I sequences, P parts
@@ -16,11 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from llama.fused import fused
+
 HALF = (torch.float16, torch.bfloat16)  # all that the flash kernel knows
+FEW = 1024  # queries of a sequence, up to which ours is faster
 Part = tuple[Tensor, Tensor]  # attention NHD of one part of the keys, log-sum-exp NH in fp32
 
 
@@ -41,10 +47,14 @@ class Spans:
 
 def attend(q_NHD: Tensor, k_LGD: Tensor, v_LGD: Tensor, spans: Spans, causal: bool = False) -> Part:
     """Each query over its sequence's keys; causal: the last query sees all of them, the one before
-    it one less. Without keys the attention is 0, and the log-sum-exp -inf.
+    it one less. Without keys the attention is 0, and the log-sum-exp infinite.
     """
     if q_NHD.device.type != "cuda" or q_NHD.dtype not in HALF:
         return _plain(q_NHD, k_LGD, v_LGD, spans, causal)
+    if not causal and spans.most_queries <= FEW and has_kernels(k_LGD):
+        from llama.decoding import attend_few
+
+        return attend_few(q_NHD, k_LGD, v_LGD, spans)
     out_NHD, lse_HN, *_ = torch.ops.aten._flash_attention_forward(
         q_NHD,
         k_LGD,
@@ -58,17 +68,32 @@ def attend(q_NHD: Tensor, k_LGD: Tensor, v_LGD: Tensor, spans: Spans, causal: bo
         False,
         seqused_k=spans.count_I,
     )
-    lse_NH = lse_HN.T
-    return out_NHD, lse_NH.masked_fill(lse_NH == torch.inf, -torch.inf)  # its mark of no keys
+    return out_NHD, lse_HN.T
+
+
+def has_kernels(k_LGD: Tensor) -> bool:
+    """Whether `llama/decoding.py` can be imported, and is made for such keys."""
+    widths = k_LGD.shape[-1] in (16, 32, 64, 128, 256)
+    return k_LGD.is_cuda and k_LGD.dtype in HALF and widths and find_spec("triton") is not None
 
 
 def merge(parts: Sequence[Part]) -> Tensor:
     """Attention NHD over all parts together; at least one of them has keys for each query."""
-    lse_PNH = torch.stack([lse_NH for _, lse_NH in parts])
-    weight_PNH1 = lse_PNH.softmax(dim=0).unsqueeze(-1)
-    merged_NHD = sum(out.float() * weight for (out, _), weight in zip(parts, weight_PNH1))
-    assert isinstance(merged_NHD, Tensor)
-    return merged_NHD.to(parts[0][0].dtype)
+    outs, lses = zip(*parts)
+    return _merged(*outs, *lses)
+
+
+@fused
+def _merged(*outs_and_lses: Tensor) -> Tensor:
+    P = len(outs_and_lses) // 2
+    outs, lses = outs_and_lses[:P], outs_and_lses[P:]
+    # the kernel says +inf where there are no keys
+    lses = tuple(lse_NH.masked_fill(lse_NH == torch.inf, -torch.inf) for lse_NH in lses)
+    most_NH = reduce(torch.maximum, lses)
+    weights = [(lse_NH - most_NH).exp() for lse_NH in lses]
+    weighted = [out.float() * weight.unsqueeze(-1) for out, weight in zip(outs, weights)]
+    merged_NHD = reduce(torch.add, weighted) / reduce(torch.add, weights).unsqueeze(-1)
+    return merged_NHD.to(outs[0].dtype)
 
 
 def _plain(q_NHD: Tensor, k_LGD: Tensor, v_LGD: Tensor, spans: Spans, causal: bool) -> Part:

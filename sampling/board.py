@@ -21,7 +21,6 @@ from sampling.batch import Decoding
 from sampling.sample import are_numbers, draw, probabilities, uniforms
 
 NUMBERS = ("token", "start", "before", "stream", "count", "limit")  # of a lane
-MOST_IDLE = 64  # lanes of a step that nobody sits in
 
 
 class Board:
@@ -34,7 +33,7 @@ class Board:
         self, model: Llama, decoding: Decoding, arena: Arena, slots: int, longest: int, most: int
     ) -> None:
         self.model, self.decoding, self.arena, self.slots = model, decoding, arena, slots
-        self.longest, self.most = longest, max(most, MOST_IDLE)
+        self.longest, self.most = longest, most
         device, new = arena.device, decoding.max_new_tokens
         self.number = {
             name: torch.zeros(slots, dtype=torch.int64, device=device) for name in NUMBERS
@@ -72,10 +71,11 @@ class Board:
     ) -> None:
         """Of each prompt, in the order of its lanes: how many these are, where it lies, its length.
 
-        One more, of no length, holds the idle lanes.
+        Each idle lane has one of its own, of no length.
         """
-        bounds = torch.tensor([0, *lanes], dtype=torch.int32).cumsum(0)
-        self.bound_B1.copy_(F.pad(bounds, (0, self.slots + 1 - len(bounds)), value=self.slots))
+        idle = [1] * (self.slots - len(lanes))
+        bounds_B1 = torch.tensor([0, *lanes, *idle], dtype=torch.int32).cumsum(0)
+        self.bound_B1.copy_(bounds_B1.clamp(max=self.slots))
         for table, numbers in ((self.lies_B1, places), (self.length_B, lengths)):
             of_I = torch.tensor(numbers, dtype=torch.int32)
             table.copy_(F.pad(of_I, (0, len(table) - len(of_I))))

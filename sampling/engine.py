@@ -207,7 +207,7 @@ def _batch(
 ) -> Batch | Lanes:
     """What the asks are read into, once it has read what they all begin with."""
     batch: Batch | Lanes
-    if _in_lanes(next(model.parameters())):
+    if _in_lanes(next(model.parameters()), model.config.head_dim):
         batch = Lanes(model, decoding, seed, slots, room, asks, len(prefix))
     else:
         batch = Batch(model, decoding, seed, slots, room)
@@ -216,9 +216,9 @@ def _batch(
     return batch
 
 
-def _in_lanes(weight: Tensor) -> bool:
+def _in_lanes(weight: Tensor, head_dim: int) -> bool:
     """Whether lanes are made for this: a GPU whose flash kernel knows the weights' type."""
-    return weight.device.type == "cuda" and weight.dtype in HALF
+    return weight.device.type == "cuda" and weight.dtype in HALF and head_dim % 8 == 0
 
 
 def _common(prompts: Sequence[list[int]]) -> int:

@@ -80,18 +80,24 @@ def draw(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> Te
     """
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
-    # one buffer from here on, worked on in place: fresh memory costs more than the arithmetic
-    weight_BV = logits_BV.float() - logits_BV.amax(dim=-1, keepdim=True)
-    weight_BV.div_(temperature).exp_()
+    highest_B1 = logits_BV.amax(dim=-1, keepdim=True)
+
+    def weights(logits_BV: Tensor) -> Tensor:
+        # worked on in place: fresh memory costs more than the arithmetic
+        return (logits_BV.float() - highest_B1).div_(temperature).exp_()
+
+    weight_BV = weights(logits_BV)
     if top_p < 1:
-        weight_BV.mul_(_kept(weight_BV, top_p))
+        on_cpu = weight_BV.device.type == "cpu"
+        # a GPU sorts the logits, whose half as many bits take half the time
+        ascending_BV = _sorted(weight_BV) if on_cpu else weights(logits_BV.sort(dim=-1).values)
+        weight_BV.mul_(_kept(weight_BV, ascending_BV, top_p))
     sums = Sums(weight_BV)
     return sums.find(u_B[:, None] * sums.total_B1)[:, 0]
 
 
-def _kept(weight_BV: Tensor, top_p: float) -> Tensor:
+def _kept(weight_BV: Tensor, ascending_BV: Tensor, top_p: float) -> Tensor:
     """1 for each row's top-p set, 0 for the rest: from below, tokens go while top_p remains."""
-    ascending_BV = _sorted(weight_BV)
     sums = Sums(ascending_BV)
     first_kept_B1 = sums.find(sums.total_B1 * (1 - top_p + SHARP))
     least_B1 = ascending_BV.gather(-1, first_kept_B1)
@@ -137,8 +143,6 @@ def _below(aim_B1: Tensor, limit_B1: Tensor) -> Tensor:
 
 
 def _sorted(weight_BV: Tensor) -> Tensor:
-    if weight_BV.device.type != "cpu":
-        return weight_BV.sort(dim=-1).values
     import numpy as np
 
     # values without their places: NumPy's vector sort takes a thirtieth of torch's time

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # theirs warn of much
 
 
 def test_it_runs_in_miniature_in_lanes_too(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(engine, "_in_lanes", lambda weight: True)
+    monkeypatch.setattr(engine, "_in_lanes", lambda *_: True)
     assert gpu.main(["--miniature", "--out", str(tmp_path / "gpu.md")]) == 0
     text = (tmp_path / "gpu.md").read_text()
     assert "a CPU, in miniature" in text and text in capsys.readouterr().out

@@ -111,9 +111,9 @@ def test_the_walk_notices_a_prompt_that_lies_elsewhere() -> None:
         attends = LaneDecode.__call__
 
         def off(this: LaneDecode, *args: object) -> Tensor:
-            this.prompts.start_I1.add_(1)
+            this.spans[1].start_I1.add_(1)
             out = attends(this, *args)  # type: ignore[arg-type]
-            this.prompts.start_I1.sub_(1)
+            this.spans[1].start_I1.sub_(1)
             return out
 
         patch.setattr(LaneDecode, "__call__", off)

@@ -1,5 +1,7 @@
 """The GPU's way of sampling, on the CPU: the same laws, and the same samples."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_sampling_engine import (  # noqa: F401  these laws hold for lanes too
@@ -21,7 +23,7 @@ from test_sampling_engine import (  # noqa: F401  these laws hold for lanes too
 )
 from test_sampling_memory import test_out_of_memory_halves_the_slots  # noqa: F401
 from test_sampling_shared import templated
-from tiny_llama import tiny_model
+from tiny_llama import GROUPED, tiny_model
 
 from llama.arena import Arena
 from llama.cache import token_bytes
@@ -31,7 +33,7 @@ from sampling.spread import Progress
 
 @pytest.fixture(autouse=True)
 def in_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_in_lanes", lambda weight: True)
+    monkeypatch.setattr(engine, "_in_lanes", lambda *_: True)
 
     def no_batch(*args: object) -> None:
         raise AssertionError("this is to be sampled in lanes")
@@ -92,20 +94,24 @@ def test_memory_is_taken_once_as_said_and_given_back(monkeypatch: pytest.MonkeyP
 
 def test_a_gpu_in_half_precision_has_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert not engine._in_lanes(torch.zeros(1, dtype=torch.bfloat16))
-    assert not engine._in_lanes(torch.zeros(1))
+    assert not engine._in_lanes(torch.zeros(1, dtype=torch.bfloat16), 64)
+    assert not engine._in_lanes(torch.zeros(1), 64)
 
     class OnGpu:
         device, dtype = torch.device("cuda"), torch.bfloat16
 
-    assert engine._in_lanes(OnGpu())  # type: ignore[arg-type]
+    assert engine._in_lanes(OnGpu(), 64)  # type: ignore[arg-type]
+    assert not engine._in_lanes(OnGpu(), 6)  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_graphs_and_the_flash_kernel_write_what_the_cpu_writes(monkeypatch) -> None:
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("head_dim", [16, 24])  # our kernel knows one, the flash kernel both
+def test_on_a_gpu_graphs_and_kernels_write_what_plain_passes_would(head_dim, monkeypatch) -> None:
     """Greedy, in bf16, against the same model's own forward passes over the whole texts."""
     monkeypatch.undo()
-    model = tiny_model().to("cuda", torch.bfloat16)
+    config = replace(GROUPED, dim=4 * head_dim)
+    model = tiny_model(config).to("cuda", torch.bfloat16)
     decoding = engine.Decoding(0.0, 1.0, 20)
     requests = templated(40, 3, 30)
     for [sample, *others], request in zip(
