@@ -1,7 +1,8 @@
 """`python -m bench.gpu`: sampling by a model of 7B's shape on one GPU, against the card's limits.
 
-Weights are random and in bf16. Raced are our engine, our engine with grouping off, and
-`transformers`' generate on the same weights. The roofline takes what the card does in the same run,
+Weights are random and in bf16. Raced are our engine, our engine with grouping off on a quarter of
+the prompts, and `transformers`' generate on the same weights, with as many prompts as it takes at
+once, in the better of two batches. The roofline takes what the card does in the same run,
 copying memory and multiplying matrices: prompts are arithmetic; a step reads the weights once, or
 multiplies by them for all its samples, whichever takes longer, and it reads all keys and values:
 once for all that share them. Takes minutes; `--miniature` runs it on the CPU with tiny shapes, to
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from bench import floor
+from bench.race import Run
 from bench.report import number
 from bench.sampling_race import drawn, grouping_off, run_ours, run_theirs
 from bench.shapes import Ending, Workload, requests
@@ -34,9 +36,10 @@ from llama.huggingface import hf_names
 from sampling import Request, generate
 
 SEVEN = replace(PRESETS["7B"], max_seq_len=2048)
-JUDGE = Workload("judge rows", 48, 3, 400, 900, 1100, 1150, SEVEN, most_new=320)
-CANDIDATES = Workload("candidates", 48, 4, 8, 350, 450, 550, SEVEN, most_new=256)
-SEED = 0
+JUDGE = Workload("judge rows", 256, 3, 400, 900, 1100, 1150, SEVEN, most_new=320)
+CANDIDATES = Workload("candidates", 256, 4, 8, 350, 450, 550, SEVEN, most_new=256)
+SEED, WARMING = 0, 8  # prompts
+BATCHES = 16, 32  # prompts that `transformers` takes at once
 HEADER = "| workload | tokens | ours | grouping off | transformers | roofline | ours of it |"
 
 
@@ -97,16 +100,20 @@ def parsed(
 def race(workload: Workload, card: Card, device: torch.device, dtype: torch.dtype) -> str:
     """A row of the table."""
     model, asked = random_model(workload, device, dtype), requests(workload, SEED)
-    made = generate(model, asked, workload.decoding(), seed=SEED)  # and warms up
+    run_ours(model, asked[:WARMING], workload, SEED)
+    started = time.perf_counter()
+    made = generate(model, asked, workload.decoding(), seed=SEED)
+    seconds = time.perf_counter() - started
     lengths = [[drawn(sample) for sample in several] for several in made]
-    ours = run_ours(model, asked, workload, SEED)
-    with grouping_off(asked) as alone:
+    ours = Run(sum(map(sum, lengths)), seconds)
+    with grouping_off(asked[::4]) as alone:
         off = run_ours(model, alone, workload, SEED)
     theirs = "not installed"
     if find_spec("transformers"):
-        rows = sorted(zip(asked, lengths), key=lambda row: -len(row[0].token_ids))
-        run = run_theirs(twin(model), rows[: max(1, len(rows) // 4)], 16)
-        theirs = number(run.rate)
+        copy, rows = twin(model), sorted(zip(asked, lengths), key=lambda row: len(row[0].token_ids))
+        middle = len(rows) // 2  # prompts of usual length
+        some = {size: rows[max(0, middle - size // 2) :][:size] for size in BATCHES}
+        theirs = number(max(run_theirs(copy, rows, size).rate for size, rows in some.items()))
     limit = ours.count / roofline(workload, asked, lengths, card, dtype)
     cells = (workload.name, ours.count, number(ours.rate), number(off.rate), theirs, number(limit))
     return f"| {' | '.join(map(str, cells))} | {ours.rate / limit:.0%} |"

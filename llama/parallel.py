@@ -237,13 +237,12 @@ def shard(model: nn.Module, group: Group, dtype: torch.dtype = torch.float32) ->
     divides it by the global count. One rank computing in the type that it stores is left whole,
     unless its weights are to wait elsewhere.
     """
-    stored = next(model.parameters()).dtype
     if group.world_size == 1:
-        if dtype == stored and not group.layout.offload:
-            return model if next(model.parameters()).is_meta else model.to(group.device)
+        weight = next(model.parameters())
+        if dtype == weight.dtype and not group.layout.offload:
+            return model if weight.is_meta else model.to(group.device)
         _meet_alone(group)
-    # Here, not above: importing these takes longer than all the rest, and few runs need them.
-    from torch.distributed.fsdp import (
+    from torch.distributed.fsdp import (  # here, for few runs need what takes so long to import
         CPUOffloadPolicy,
         FSDPModule,
         MixedPrecisionPolicy,
@@ -267,7 +266,8 @@ def shard(model: nn.Module, group: Group, dtype: torch.dtype = torch.float32) ->
     fully_shard(model, **how)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
+            if group.world_size > 1:  # who is alone would divide by 1, gradient by gradient
+                module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
     return model
 

@@ -20,6 +20,7 @@ from llama.varlen import Spans
 from sampling.batch import Decoding
 from sampling.sample import are_numbers, draw, probabilities, uniforms
 
+FULL = 0.6  # of a step's lanes, at least, are in use: idle ones cost less than one more graph
 NUMBERS = ("token", "start", "before", "stream", "count", "limit")  # of a lane
 
 
@@ -49,6 +50,7 @@ class Board:
         self.bound_B1 = torch.zeros(slots + 1, dtype=torch.int32, device=device)
         self.lies_B1 = torch.zeros_like(self.bound_B1)
         self.length_B = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.size = 0  # lanes of the last step
         self.graphs: dict[int, Callable[[], None]] = {}
 
     def seat(self, lanes: slice, numbers: dict[str, Tensor]) -> None:
@@ -87,10 +89,11 @@ class Board:
 
     def run(self, lanes: int) -> None:
         """A step of at least so many lanes."""
-        size = min(self.slots, -(-lanes // 32) * 32 if lanes <= 256 else -(-lanes // 64) * 64)
-        if size not in self.graphs:
-            self.graphs[size] = self._graph(size)
-        self.graphs[size]()
+        if not FULL * self.size <= lanes <= self.size:
+            self.size = min(self.slots, -(-lanes // 32) * 32)
+        if self.size not in self.graphs:
+            self.graphs[self.size] = self._graph(self.size)
+        self.graphs[self.size]()
 
     def _graph(self, size: int) -> Callable[[], None]:
         """The step as a CUDA graph; without CUDA, as it is."""

@@ -52,6 +52,7 @@ def test_adapters_stand_beside_weights_in_the_type_of_the_computation() -> None:
     assert all(weight.isfinite().all() for weight in adapted.parameters())
 
 
-def test_the_plan_says_that_the_tasks_fit_a_card_of_141_gb() -> None:
+def test_the_plan_says_that_the_tasks_fit_an_h200() -> None:
+    has = 150.1  # GB, as the driver says
     needs = {task.name: gpu_training.planned_bytes(task, torch.bfloat16) / 1e9 for task in TASKS}
-    assert all(need < 135 for need in needs.values()), needs
+    assert all(need < 0.95 * has for need in needs.values()), needs
