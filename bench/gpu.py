@@ -1,8 +1,8 @@
 """`python -m bench.gpu`: sampling by a model of 7B's shape on one GPU, against the card's limits.
 
-Weights are random and in bf16. Raced are our engine, our engine with grouping off on a quarter of
-the prompts, and `transformers`' generate on the same weights, with as many prompts as it takes at
-once, in the better of two batches. The roofline takes what the card does in the same run,
+Weights are random and in bf16. Raced are our engine, our engine with grouping off on an eighth of
+the prompts, and `transformers`' generate on the same weights, on as many prompts as the card has
+room for at once. The roofline takes what the card does in the same run,
 copying memory and multiplying matrices: prompts are arithmetic; a step reads the weights once, or
 multiplies by them for all its samples, whichever takes longer, and it reads all keys and values:
 once for all that share them. Takes minutes; `--miniature` runs it on the CPU with tiny shapes, to
@@ -36,10 +36,10 @@ from llama.huggingface import hf_names
 from sampling import Request, generate
 
 SEVEN = replace(PRESETS["7B"], max_seq_len=2048)
-JUDGE = Workload("judge rows", 256, 3, 400, 900, 1100, 1150, SEVEN, most_new=320)
-CANDIDATES = Workload("candidates", 256, 4, 8, 350, 450, 550, SEVEN, most_new=256)
+JUDGE = Workload("judge rows", 512, 3, 400, 900, 1100, 1150, SEVEN, most_new=320)
+CANDIDATES = Workload("candidates", 512, 4, 8, 350, 450, 550, SEVEN, most_new=256)
 SEED, WARMING = 0, 8  # prompts
-BATCHES = 16, 32  # prompts that `transformers` takes at once
+AT_ONCE = {JUDGE: 32, CANDIDATES: 64}  # prompts that `transformers` takes
 HEADER = "| workload | tokens | ours | grouping off | transformers | roofline | ours of it |"
 
 
@@ -106,14 +106,14 @@ def race(workload: Workload, card: Card, device: torch.device, dtype: torch.dtyp
     seconds = time.perf_counter() - started
     lengths = [[drawn(sample) for sample in several] for several in made]
     ours = Run(sum(map(sum, lengths)), seconds)
-    with grouping_off(asked[::4]) as alone:
+    with grouping_off(asked[::8]) as alone:
         off = run_ours(model, alone, workload, SEED)
     theirs = "not installed"
     if find_spec("transformers"):
         copy, rows = twin(model), sorted(zip(asked, lengths), key=lambda row: len(row[0].token_ids))
-        middle = len(rows) // 2  # prompts of usual length
-        some = {size: rows[max(0, middle - size // 2) :][:size] for size in BATCHES}
-        theirs = number(max(run_theirs(copy, rows, size).rate for size, rows in some.items()))
+        size = AT_ONCE.get(workload, 4)
+        first = (len(rows) - size) // 2  # those of usual length
+        theirs = number(run_theirs(copy, rows[first : first + size], size).rate)
     limit = ours.count / roofline(workload, asked, lengths, card, dtype)
     cells = (workload.name, ours.count, number(ours.rate), number(off.rate), theirs, number(limit))
     return f"| {' | '.join(map(str, cells))} | {ours.rate / limit:.0%} |"

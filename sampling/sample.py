@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llama.fused import fused
+
 DAMAGED = "the model's logits hold NaN or infinity: its weights are damaged"
 BLOCK = 32  # tokens whose probabilities are summed in fp32
 SHARP = 1e-6  # how well fp32 probabilities sum up; a top-p reached to within it is reached
@@ -69,6 +71,7 @@ def are_numbers(logits_BV: Tensor) -> Tensor:
     return logits_BV.amax(dim=-1).isfinite()
 
 
+@fused
 def draw(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> Tensor:
     """Token ids [B]: the inverse of the truncated distribution's cumulative sum, at u.
 
@@ -130,7 +133,8 @@ class Sums:
         An aim that the total does not exceed, whatever the rounding, finds the last weight above 0.
         """
         block_B1 = torch.searchsorted(self.end_BK, _below(aim_B1, self.total_B1), right=True)
-        weight_BN = self.weight_BKN.take_along_dim(block_B1[:, :, None], dim=1)[:, 0]
+        place_B1N = block_B1[:, :, None].expand(-1, -1, BLOCK)
+        weight_BN = self.weight_BKN.gather(1, place_B1N)[:, 0]
         within_BN = weight_BN.double().cumsum(dim=-1)
         before_B1 = self.end_BK.gather(1, (block_B1 - 1).clamp(min=0)) * (block_B1 > 0)
         aim_B1 = _below(aim_B1 - before_B1, within_BN[:, -1:])
