@@ -30,10 +30,12 @@ bench: .venv/installed-tests
 	$(MAKE) --no-print-directory .venv/installed-peers || echo 'llama.cpp was not built: the bench goes on without it' >&2
 	$(BIN)/python -m bench
 
-# Sampling and training at 7B's shape on a GPU, against what the card can do.
+# Sampling and training at 7B's shape on a GPU, against what the card can do; and the loop's stages
+# there, which write and remove 27 GB.
 bench-gpu: .venv/installed-tests
 	$(BIN)/python -m bench.gpu --out bench/gpu.md
 	$(BIN)/python -m bench.gpu_training --out bench/gpu_training.md
+	$(BIN)/python -m bench.gpu_stages --out bench/gpu_stages.md
 
 # The loop against its controls over five seeds, and its ablations over three: well over an hour, and it
 # goes on where it was stopped.

@@ -84,12 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parsed(
-    program: str, description: str | None, arguments: Sequence[str] | None
+    program: str, description: str | None, arguments: Sequence[str] | None, writes: bool = False
 ) -> argparse.Namespace | None:
-    """The flags of a bench on a GPU; None, after one line, where there is no GPU."""
+    """The flags of a bench on a GPU; None, after one line, where there is no GPU.
+
+    writes: a large directory, so the user may say where.
+    """
     parser = argparse.ArgumentParser(program, description=description)
     parser.add_argument("--miniature", action="store_true", help="tiny shapes, on the CPU")
     parser.add_argument("--out", type=Path, help="file to write, too")
+    if writes:
+        room = "where to make the directory (the system's own)"
+        parser.add_argument("--room", type=Path, help=room)
     given = parser.parse_args(arguments)
     if given.miniature or torch.cuda.is_available():
         return given
@@ -148,8 +154,14 @@ def measure(device: torch.device, dtype: torch.dtype, size: int) -> Card:
     big = torch.empty(16 * size * size, device=device, dtype=dtype)
     other = torch.empty_like(big)
     bandwidth = 2 * big.nbytes / _best(lambda: other.copy_(big), device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, in miniature"
-    return Card(name, bandwidth, rate)
+    return Card(device_name(device), bandwidth, rate)
+
+
+def device_name(device: torch.device) -> str:
+    """For a heading."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "a CPU, in miniature"
 
 
 def _best(work: Callable[[], Any], device: torch.device, tries: int = 10) -> float:

@@ -36,7 +36,7 @@ from llama import PRESETS, Llama, LlamaConfig
 from llama.files import replace_file
 from llama.lora import attach, begin
 from llama.parallel import Group, shard, start
-from llama.plan import Training, training
+from llama.plan import Need, Training, training
 
 SEED, WARMING, STEPS = 0, 1, 3
 HEADER = (
@@ -117,19 +117,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def row(task: Task, card: Card, group: Group, dtype: torch.dtype) -> str:
     """A row of the table."""
-    on_card = group.device.type == "cuda"
-    gc.collect()
-    if on_card:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(group.device)
+    begin_afresh(group.device)
     seconds = median(step_seconds(task, group, dtype))
     tokens = task.lines * task.T
     mfu = tokens * operations_a_token(task) / (seconds * card.rate)
-    most = torch.cuda.max_memory_allocated(group.device) if on_card else None
-    planned = planned_bytes(task, dtype)
-    share = "–" if most is None else f"{planned / most:.2f}"
-    cells = (task.name, f"{tokens:,}", number(tokens / seconds), f"{mfu:.0%}", _gigabytes(most))
-    return f"| {' | '.join(cells)} | {_gigabytes(planned)} | {share} |"
+    memory = memory_cells(most_memory(group.device), planned_bytes(task, dtype))
+    cells = (task.name, f"{tokens:,}", number(tokens / seconds), f"{mfu:.0%}", *memory)
+    return f"| {' | '.join(cells)} |"
+
+
+def begin_afresh(device: torch.device) -> None:
+    """Gives back what nobody holds; from here on `most_memory` counts."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def most_memory(device: torch.device) -> int | None:
+    """Bytes that tensors took at most since then; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def memory_cells(most: int | None, planned: int | None) -> tuple[str, str, str]:
+    """Of a table: bytes measured, bytes planned, and these through those."""
+    share = f"{planned / most:.2f}" if planned and most else "–"
+    return _gigabytes(most), _gigabytes(planned), share
 
 
 def operations_a_token(task: Task) -> float:
@@ -155,23 +168,33 @@ def step_seconds(task: Task, group: Group, dtype: torch.dtype) -> list[float]:
 
 def objective_of(task: Task) -> SFT | DPO:
     """Random lines for all steps; the reference's log-probabilities are made up."""
-    draw, count = torch.Generator().manual_seed(SEED), task.lines * (WARMING + STEPS)
-    third, longest = task.T // 3, task.config.max_seq_len
-
-    def ids(length: int) -> list[int]:
-        return torch.randint(3, task.config.vocab_size, (length,), generator=draw).tolist()
-
+    count, longest = task.lines * (WARMING + STEPS), task.config.max_seq_len
     if not task.pairs:
-        rows = [Row(ids(task.T), [False] + [True] * (task.T - 1)) for _ in range(count)]
-        return SFT(
-            Dealer(rows, partial(row_line, longest=longest), task.lines, SEED), task.settings
-        )
-    mask, pairs = [False] * (task.T - 2 * third) + [True] * third, []
-    for _ in range(count):
-        prompt = ids(task.T - 2 * third)
-        pairs.append(Pair(Row(prompt + ids(third), mask), Row(prompt + ids(third), mask)))
-    dealer = Dealer(pairs, partial(pair_line, longest=longest), task.lines, SEED)
+        line = partial(row_line, longest=longest)
+        return SFT(Dealer(rows_of(task, count), line, task.lines, SEED), task.settings)
+    dealer = Dealer(pairs_of(task, count), partial(pair_line, longest=longest), task.lines, SEED)
     return DPO(dealer, (torch.zeros(count), torch.zeros(count)), None, task.settings)
+
+
+def rows_of(task: Task, count: int) -> list[Row]:
+    """Random ones, of a line each."""
+    is_response = [False] + [True] * (task.T - 1)
+    return [Row(ids, is_response) for ids in _lines(task, count)]
+
+
+def pairs_of(task: Task, count: int) -> list[Pair]:
+    """Random ones, of a line each."""
+    third = task.T // 3
+    mask = [False] * (task.T - 2 * third) + [True] * third
+    return [
+        Pair(Row(ids[:-third], mask), Row(ids[: -2 * third] + ids[-third:], mask))
+        for ids in _lines(task, count)
+    ]
+
+
+def _lines(task: Task, count: int) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(SEED)
+    return torch.randint(3, task.config.vocab_size, (count, task.T), generator=draw).tolist()
 
 
 def made(task: Task, group: Group, dtype: torch.dtype) -> Llama:
@@ -192,6 +215,11 @@ def made(task: Task, group: Group, dtype: torch.dtype) -> Llama:
 
 def planned_bytes(task: Task, dtype: torch.dtype) -> int:
     """What the plan says that it takes."""
+    return plan(task, dtype).total
+
+
+def plan(task: Task, dtype: torch.dtype) -> Need:
+    """The same by its parts."""
     tokens = task.at_once * task.T
     how = Training(
         ranks=1,
@@ -206,7 +234,7 @@ def planned_bytes(task: Task, dtype: torch.dtype) -> int:
         moment=getattr(torch, task.moments).itemsize,
         lora=task.settings.lora,
     )
-    return training(task.config, how).total
+    return training(task.config, how)
 
 
 def _gigabytes(size: int | None) -> str:
