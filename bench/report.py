@@ -58,8 +58,10 @@ settings, first run:
 
 Loading in the shape of 7B: [bench/loading.md](bench/loading.md). Memory against its plan:
 [bench/memory.md](bench/memory.md); of DPO against TRL's:
-[bench/training_memory.md](bench/training_memory.md). Sampling and training on a GPU (`make
-bench-gpu`): not measured yet.
+[bench/training_memory.md](bench/training_memory.md). On a GPU, at the shapes of 7B and 13B (`make
+bench-gpu`): sampling [bench/gpu.md](bench/gpu.md), training
+[bench/gpu_training.md](bench/gpu_training.md), the loop's stages
+[bench/gpu_stages.md](bench/gpu_stages.md).
 """
 
 

@@ -181,15 +181,15 @@ def _room(model: Llama, kv_bytes: int | None) -> float:
 
 
 def bytes_at_hand(device: torch.device) -> int | None:
-    """For a cache: on a GPU most of what is free there, or free again in torch's hands.
+    """For a cache: on a GPU most of what is free there.
 
     Ordinary memory has no such bound, None: it would be shared with who knows whom.
     """
     if device.type != "cuda":
         return None
+    torch.cuda.empty_cache()  # what torch keeps in pieces would not hold the cache's two large ones
     free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(FREE_SHARE * (free + unused))
+    return int(FREE_SHARE * free)
 
 
 def _limit(request: Request, decoding: Decoding, config: LlamaConfig) -> int:
