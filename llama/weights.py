@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llama.checkpoint import Checkpoint, Weights, unfilled
+from llama.config import LlamaConfig
 from llama.huggingface import read_hf, write_hf
 from llama.lora import Lora, added_to, attach, merged, plain_state, silence
 from llama.meta import read_meta
@@ -53,7 +54,7 @@ def load(
     checkpoint = read_checkpoint(path)
     tokenizer = open_tokenizer(checkpoint)
     model = unfilled(checkpoint.config).to(dtype).to_empty(device=device)
-    _fill(model, checkpoint)
+    _fill(model, checkpoint.weights)
     return model.eval(), tokenizer
 
 
@@ -76,7 +77,7 @@ def load_sharded(
         attach(model, lora)
     shard(model, group, dtype)
     model.to_empty(device=group.home)
-    _fill(model, checkpoint)
+    _fill(model, checkpoint.weights)
     return model.eval(), tokenizer
 
 
@@ -88,15 +89,37 @@ def load_split(
 
     Raises ValueError if the heads cannot be dealt to so many.
     """
-    if team.size == 1:
-        return load(path, dtype, team.group.device)
     checkpoint = read_checkpoint(path)
     tokenizer = open_tokenizer(checkpoint)
-    with torch.device("meta"):
-        model = TeamLlama(checkpoint.config, team).to(dtype)
-    model.to_empty(device=team.group.device)
-    _fill(model, checkpoint, lambda name, weight: model.split.part(name))
+    model = _in_parts(checkpoint.config, team, dtype)
+    _fill(model, checkpoint.weights, _part_of(model))
     return model.eval(), tokenizer
+
+
+def replicate(trained: Llama, team: Team, dtype: torch.dtype = torch.float32) -> Llama:
+    """What `load_split` would give of a model once it is saved, to the bit, from memory to memory.
+
+    For all ranks of the group, which may hold the trained one cut. It stays as it is.
+    """
+    model = _in_parts(trained.config, team, dtype)
+    _fill(model, _plain(trained), _part_of(model))
+    return model.eval()
+
+
+def _in_parts(config: LlamaConfig, team: Team, dtype: torch.dtype) -> Llama:
+    """This rank's part of a model, without its weights; the whole of it in a team of one."""
+    if team.size == 1:
+        return unfilled(config).to(dtype).to_empty(device=team.group.device)
+    with torch.device("meta"):
+        model = TeamLlama(config, team).to(dtype)
+    return model.to_empty(device=team.group.device)
+
+
+def _part_of(model: Llama) -> Callable[[str, Tensor], Part]:
+    if isinstance(model, TeamLlama):
+        split = model.split
+        return lambda name, weight: split.part(name)
+    return _rows
 
 
 def load_state(model: Llama, path: str | Path) -> None:
@@ -109,7 +132,7 @@ def load_state(model: Llama, path: str | Path) -> None:
         raise ValueError(
             f"{path} holds another model: {checkpoint.config}, expected {model.config}"
         )
-    _fill(model, checkpoint)
+    _fill(model, checkpoint.weights)
 
 
 def save(model: Llama, tokenizer: Tokenizer, path: str | Path) -> None:
@@ -167,12 +190,10 @@ def _rows(name: str, weight: Tensor) -> Part:
     return (local_rows(weight),)
 
 
-def _fill(
-    model: nn.Module, checkpoint: Checkpoint, part: Callable[[str, Tensor], Part] = _rows
-) -> None:
+def _fill(model: nn.Module, weights: Weights, part: Callable[[str, Tensor], Part] = _rows) -> None:
     for name, weight in plain_state(model).items():
         out = local_part(weight)
-        read = checkpoint.weights.read(name, part(name, weight), out)
+        read = weights.read(name, part(name, weight), out)
         if read is not out:
             out.copy_(read)
     silence(model)

@@ -18,8 +18,8 @@ from dpo.telemetry import NOTHING, Telemetry
 from llama import Llama, Tokenizer, encode_example, encode_prompt, load_sharded, save
 from llama.lora import Lora
 from llama.parallel import Group
-from llama.team import join
-from loop.replica import load_replica
+from llama.team import Team, join
+from loop.replica import load_replica, replica_of
 from loop.run import Run
 from loop.settings import Settings
 from sampling import Completer, Completion
@@ -38,6 +38,7 @@ class Models:
         self.run, self.settings, self.group, self.telemetry = run, settings, group, telemetry
         self.dtype = getattr(torch, settings.dtype)
         self._speaking: tuple[Path, Completer] | None = None
+        self._trained: tuple[Path, Llama, Tokenizer] | None = None  # and nothing has been loaded
         join(group, settings.machine.sample_tp or 1)  # now, for it may be refused
 
     def complete(self, path: Path) -> "Speaker":
@@ -51,7 +52,7 @@ class Models:
             model, tokenizer = self._trainable(start, how.lora)
             rows = [_row(model, tokenizer, *example) for example in examples]
             self._say_steps(name, how, [row.ids for row in rows])
-            return self._trained(train_sft, model, tokenizer, rows, how, out, name)
+            return self._train(train_sft, model, tokenizer, rows, how, out, name)
 
         return self.run.directory(name, make, f"{name}: SFT")
 
@@ -87,7 +88,7 @@ class Models:
             self._say_steps(name, how, lines, [row.ids for row in again])
             keep = _keeper(model, tokenizer, out, keep_every) if keep_every else None
             train = partial(train_dpo, replay=again, after_step=keep, reference=known)
-            return self._trained(train, model, tokenizer, rows, how, out, name)
+            return self._train(train, model, tokenizer, rows, how, out, name)
 
         return self.run.directory(name, make, f"{name}: DPO")
 
@@ -130,13 +131,22 @@ class Models:
         """The model of `path` in its sampling form; whichever was in memory before leaves it."""
         if self._speaking is None or self._speaking[0] != path:
             self._speaking = None  # first free, then load
-            how = self.settings.machine
-            model, tokenizer, team = load_replica(path, self.group, self.dtype, how.sample_tp)
-            self._speaking = path, Completer(model, tokenizer, group=team, slots=how.slots)
+            model, tokenizer, team = self._replica(path)
+            slots = self.settings.machine.slots
+            self._speaking = path, Completer(model, tokenizer, group=team, slots=slots)
         return self._speaking[1]
 
+    def _replica(self, path: Path) -> tuple[Llama, Tokenizer, Team]:
+        how = self.group, self.dtype, self.settings.machine.sample_tp
+        trained, self._trained = self._trained, None
+        if trained and trained[0] == path and (found := replica_of(trained[1], *how)):
+            model, team = found
+            return model, trained[2], team
+        del trained  # first free, then load
+        return load_replica(path, *how)
+
     def _trainable(self, path: Path, lora: Lora | None = None) -> tuple[Llama, Tokenizer]:
-        self._speaking = None
+        self._speaking = self._trained = None
         return load_sharded(path, self.group, self.dtype, lora=lora)
 
     def _say_steps(self, name: str, how: TrainSettings, *data: Sequence[Sized]) -> None:
@@ -147,7 +157,7 @@ class Models:
         tokens = sum(how.batch_size * sum(map(len, lines)) / len(lines) for lines in data if lines)
         self.run.say(f"{name}: {steps} steps of about {tokens:,.0f} tokens")
 
-    def _trained(
+    def _train(
         self,
         train: Callable[..., Metrics],
         model: Llama,
@@ -169,6 +179,7 @@ class Models:
         )
         save(model, tokenizer, out)
         forget(out, self.group)  # what it took to go on is not part of the checkpoint
+        self._trained = self.run.root / name, model, tokenizer
         return metrics
 
 

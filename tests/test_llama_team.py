@@ -23,7 +23,7 @@ from llama.meta import write_meta
 from llama.parallel import Group, PeerLost, start
 from llama.split import Split, parameter_count, sizes
 from llama.team import SummedLinear, Team, join
-from llama.weights import held, read_checkpoint
+from llama.weights import held, read_checkpoint, replicate
 from sampling import Decoding, Request, engine
 from sampling.complete import sample_on_ranks
 
@@ -58,7 +58,7 @@ def everything(model: llama.Llama, group: Group | Team) -> Iterator[Made]:
     """Greedy and drawn, in cohorts and in lanes, with the GPU's layout of the weights too."""
     usual = engine._in_lanes
     for lanes, decoding in product((False, True), (GREEDY, DRAWN)):
-        engine._in_lanes = lambda weight, lanes=lanes: lanes
+        engine._in_lanes = lambda *_, lanes=lanes: lanes
         yield written(model, group, decoding)
     engine._in_lanes = usual
 
@@ -70,6 +70,7 @@ def sample_together(directory: str, cases: list[tuple[str, int]]) -> None:
         team = join(group, size)
         model, _ = llama.load_split(root / name, team)
         check_weights(model, root / name, size)
+        check_replica(root / name, team)
         file = root / f"{name}.{group.world_size}.{size}.{group.rank}.json"
         file.write_text(json.dumps(list(everything(model, team))))
     model, _ = llama.load_split(root / "grouped", team)
@@ -85,6 +86,18 @@ def check_weights(model: llama.Llama, path: Path, size: int) -> None:
         assert torch.equal(weight, whole.state_dict()[name][model.split.part(name)]), name
     assert sum(map(torch.numel, model.parameters())) <= parameter_count(whole.config, size)
     assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def check_replica(path: Path, team: Team) -> None:
+    """From a model that all ranks hold cut, a team's parts are what its files would give."""
+    for dtype in (torch.float32, torch.bfloat16):
+        trained, _ = llama.load_sharded(path, team.group, dtype)
+        found, expected = replicate(trained, team, dtype), llama.load_split(path, team, dtype)[0]
+        assert type(found) is type(expected)
+        for (name, weight), other in zip(
+            found.state_dict().items(), expected.state_dict().values(), strict=True
+        ):
+            assert weight.dtype == dtype and torch.equal(weight, other), name
 
 
 @pytest.fixture(scope="module")
