@@ -128,7 +128,7 @@ def read_state(file: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(metadata["state"])
         if type(state["progress"]["step"]) is not int:
             raise ValueError("its step is no number")
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is no frozen training run ({error!r}): remove it") from None
     return state
 

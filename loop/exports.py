@@ -89,7 +89,7 @@ def _entries(path: Path) -> Iterable[tuple[int, Row]]:
         return objects(path)
     try:
         entries = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a JSON list ({error}); fetch the file again") from None
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):

@@ -150,13 +150,21 @@ def digests(directory: Path, names: Sequence[str]) -> dict[str, dict[str, JSON] 
 
 
 def json_bytes(value: JSON) -> bytes:
-    """A JSON file that a person can read. Raises ValueError on what JSON cannot say: NaN, ∞."""
-    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
+    """A JSON file that a person can read. Raises ValueError on what JSON cannot say: NaN, ∞; and
+    on what is nested too deeply.
+    """
+    try:
+        return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
+    except RecursionError as error:
+        raise ValueError(f"nested too deeply: {error}") from None
 
 
 def read_json(data: bytes) -> JSON:
-    """The value of a JSON file of our own."""
-    return json.loads(data.decode())
+    """The value of a JSON file of our own. Raises ValueError where it is none any more."""
+    try:
+        return json.loads(data.decode())
+    except RecursionError as error:  # 9,999 brackets
+        raise ValueError(f"nested too deeply: {error}") from None
 
 
 def jsonl_bytes(rows: Iterable[Mapping[str, JSON]]) -> bytes:

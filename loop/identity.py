@@ -131,7 +131,7 @@ def read(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = files.read_json(path.read_bytes())
         _flat(config["settings"]), _hashes(config["inputs"]), config["versions"].items()
         return config
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(
             f"{path}: damaged (expected an object with settings, inputs and versions); "
             "put back a good copy, or start another run: --run NEW"

@@ -110,7 +110,7 @@ def read_toml(path: Path) -> Tree:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check --config") from None
-    except ValueError as error:  # TOML's own mistakes, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # TOML's own mistakes, no UTF-8, 999 brackets
         raise ValueError(f"{path}: expected TOML: {error}") from None
 
 
@@ -179,7 +179,7 @@ def _assignment(text: str) -> Tree:
         raise ValueError(f"--set {text}: expected SECTION.KEY=VALUE")
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = raw
     for key in reversed(dotted.split(".")):
         value = {key: value}

@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from faults.fuzz import Reader, fuzz, readers
+from faults.fuzz import Reader, feed, fuzz, readers
 from faults.mutators import any_bytes, json_line, json_value, safetensors
 
 from llama.weights import read_checkpoint
@@ -67,3 +67,24 @@ def test_a_pth_that_was_cut_short(sound: list[Reader], kept: int) -> None:
     with pytest.raises(ValueError, match="consolidated.00.pth is damaged"):
         read_checkpoint(part.parent)
     part.write_bytes(good)
+
+
+@pytest.mark.parametrize("depth", [200, 600, *range(900, 1000, 9), 9999])
+def test_brackets_within_brackets_break_no_reader(sound: list[Reader], depth: int) -> None:
+    for reader in sound:
+        good = reader.file.read_bytes()
+        reader.file.write_bytes(_nested(reader, good, depth))
+        feed(reader)
+        reader.file.write_bytes(good)
+        assert reader.wrong == [], reader.name
+
+
+def _nested(reader: Reader, good: bytes, depth: int) -> bytes:
+    """Its file with so many brackets in the place of a value."""
+    deep = b"[" * depth + b"]" * depth
+    if reader.mutate is safetensors:
+        header = b'{"__metadata__": {"state": ' + deep + b"}}"
+        return len(header).to_bytes(8, "little") + header
+    if reader.mutate in (json_value, json_line):
+        return b'{"' + good.split(b'"')[1] + b'": ' + deep + b"}"
+    return b"seed = " + deep

@@ -132,13 +132,13 @@ def fuzz(reader: Reader, inputs: int, seed: int) -> None:
         for _ in range(draw.choice((1, 1, 1, 2, 4))):
             data = reader.mutate(data, draw)
         reader.file.write_bytes(data)
-        if _feed(reader) and len(data) < 2 * len(sound) + 10_000:
+        if feed(reader) and len(data) < 2 * len(sound) + 10_000:
             corpus.append(data)
     reader.file.write_bytes(sound)
 
 
-def _feed(reader: Reader) -> bool:
-    """One input; whether it reached something new."""
+def feed(reader: Reader) -> bool:
+    """Lets it read its file as it is; whether that reached something new."""
     steps: set[Step] = set()
     begun = time.perf_counter()
     sys.settrace(_tracing(steps))
