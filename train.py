@@ -8,11 +8,11 @@ torchrun --nproc-per-node 8 train.py --preset paper --model DIR --seed-data DIR
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from judge import answer_pairs, judge_responses, load_rubric
+from judge import answer_pairs, judge_in_parts, load_rubric
 from loop.choice import Choice
 from loop.command import run_command
 from loop.evaluate import Evaluation
@@ -22,7 +22,7 @@ from loop.practice import Practice
 from loop.rows import Row, Rows, as_items
 from loop.run import Run
 from loop.settings import Settings
-from sampling.respond import respond
+from sampling.respond import respond_in_parts
 from sampling.self_instruct import write_prompts
 from sampling.sieve import Sieve
 from seed.start import Start, open_start
@@ -37,7 +37,7 @@ class SelfRewarding:
         self.meta = MetaRewarding(run, settings, models, self.rubric)
         self.choice = Choice(run, settings, models, given.seed.validation, self.rubric)
         self.evaluation = Evaluation(run, settings, models, given.seed, self.rubric)
-        self.practice = Practice(run, settings.judging, given.seed.eft_ranked)
+        self.practice = Practice(run, settings, given.seed.eft_ranked)
         self.first = 1 if given.seed.eft else 0  # 0: SFT on IFT alone, to make the EFT rows
 
     def train(self) -> int:
@@ -80,7 +80,7 @@ class SelfRewarding:
         return self.run.rows_in_units(
             f"{self.name(t)}/responses.jsonl",
             prompts,
-            lambda part: respond(complete, part, n=how.n, seed=self.seed(t), **how.decoding),
+            partial(respond_in_parts, complete, n=how.n, seed=self.seed(t), **how.decoding),
             f"{self.name(t)}: candidate answers",
             unit=self.settings.machine.unit,
         )
@@ -90,7 +90,7 @@ class SelfRewarding:
         return self.run.rows_in_units(
             f"{self.name(t)}/judgements.jsonl",
             as_items(prompts, responses),
-            lambda part: self.ask_judge(t, part, self.settings.judging.k),
+            lambda parts: self.ask_judge(t, parts, self.settings.judging.k),
             f"{self.name(t)}: judging itself",
             unit=self.settings.machine.unit,
         )
@@ -123,10 +123,10 @@ class SelfRewarding:
         render = self.rubric.render
         return [(render(row["prompt"], row["response"]), row["judgement"]) for row in rows]
 
-    def ask_judge(self, t: int, items: Sequence[Row], k: int) -> Rows:
-        """k judgements by M_t of each item."""
+    def ask_judge(self, t: int, parts: Sequence[Sequence[Row]], k: int) -> Iterable[Rows]:
+        """k judgements by M_t of each item, part by part."""
         complete, how = self.models.complete(self.model(t)), self.settings.judging.asking
-        return judge_responses(complete, self.rubric, items, k=k, seed=self.seed(t), **how)
+        return judge_in_parts(complete, self.rubric, parts, k=k, seed=self.seed(t), **how)
 
     def name(self, t: int) -> str:
         """M_t's directory in the run; what it makes to teach M_t+1 lies there too."""

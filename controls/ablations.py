@@ -91,7 +91,7 @@ class FrozenJudge(Arm):
         return self.run.rows_in_units(
             f"{self.name(t)}/judgements.jsonl",
             as_items(prompts, responses),
-            lambda part: self.ask_judge(1, part, self.settings.judging.k),
+            lambda parts: self.ask_judge(1, parts, self.settings.judging.k),
             f"{self.name(t)}: judged by M1",
             unit=self.settings.machine.unit,
         )

@@ -68,8 +68,10 @@ class RandomChoices(RandomPairs):
         items = ranked_items(self.given.seed.eft_ranked)
 
         def make() -> Rows:
-            judged = zip(items, self.ask_judge(t, items, 1))
-            scored = ((item, row["text"]) for item, row in judged if row["score"] is not None)
+            [judged] = self.ask_judge(t, [items], 1)
+            scored = (
+                (item, row["text"]) for item, row in zip(items, judged) if row["score"] is not None
+            )
             return [item | {"judgement": text} for item, text in scored]
 
         return self.judged(self.run.rows(self.own(t, "practice"), make, f"{self.label} of M{t}"))

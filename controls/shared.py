@@ -1,6 +1,6 @@
 """A run as one arm of several sees it. Knows no model."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Shared(Run):
         self,
         path: str,
         items: Sequence[Any],
-        make: Callable[[Sequence[Any]], Made],
+        make: Callable[[list[Sequence[Any]]], Iterable[Made]],
         description: str,
         *,
         unit: int,

@@ -9,7 +9,7 @@ from judge.length import length_controlled
 from judge.pairs import answer_pairs
 from judge.ranked import ranked_items, ranked_sets
 from judge.rubric import Rubric, load_rubric
-from judge.score import judge_responses, mean_score, parse_score
+from judge.score import judge_in_parts, judge_responses, mean_score, parse_score
 
 __all__ = [
     "Complete",
@@ -21,6 +21,7 @@ __all__ = [
     "canary_scores",
     "compare_responses",
     "compare_scores",
+    "judge_in_parts",
     "judge_responses",
     "length_controlled",
     "load_rubric",

@@ -1,6 +1,6 @@
 """What judging asks of the world: something that completes prompts. Knows no model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 Row = dict[str, Any]  # one line of a JSONL file
@@ -27,6 +27,7 @@ class Complete(Protocol):
     """Completes every prompt n times; `sampling.Completer` is one, a test's fake another.
 
     A sample depends on (seed, its prompt's id, its number among the n), on nothing beside it.
+    parts: how many prompts each has; a part's samples come as soon as they are there.
     """
 
     def __call__(
@@ -42,5 +43,6 @@ class Complete(Protocol):
         raw: bool = False,
         stop_at_newline: bool = False,
         choices: Sequence[str] = (),
+        parts: Sequence[int] = (),
         description: str,
-    ) -> Sequence[Sequence[Completion]]: ...
+    ) -> Iterable[Sequence[Completion]]: ...

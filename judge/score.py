@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from judge.complete import Complete, Completion, Row
@@ -54,9 +55,17 @@ def mean_score(scores: Iterable[float | None]) -> float | None:
 
 
 def judge_responses(
+    complete: Complete, rubric: Rubric, items: Sequence[Row], **how: Any
+) -> list[Row]:
+    """`judge_in_parts` with one part."""
+    [rows] = judge_in_parts(complete, rubric, [items], **how)
+    return rows
+
+
+def judge_in_parts(
     complete: Complete,
     rubric: Rubric,
-    items: Sequence[Row],
+    parts: Sequence[Sequence[Row]],
     *,
     k: int,
     seed: int,
@@ -64,16 +73,20 @@ def judge_responses(
     top_p: float,
     max_new_tokens: int,
     expected: bool = False,
-) -> list[Row]:
+) -> Iterator[list[Row]]:
     """Asks the judge k times about every item `{id, prompt, response}`.
 
     expected: the score is the mean over all scores that the judge might have written in the place
     of the one it wrote, by their probabilities (as G-Eval, Liu et al. 2023); that one is `said`.
 
-    Returns judgement rows `{id, response_id, k, text, score, finished}`, an item's k rows together.
-    The score is None where the reply ran into `max_new_tokens`: its last line may be half a number.
+    Yields each part's judgement rows `{id, response_id, k, text, score, finished}`, an item's k
+    together. The score is None where the reply ran into `max_new_tokens`: its last line may be half
+    a number.
     """
-    choices: dict[str, Any] = {"choices": rubric.endings} if expected else {}
+    items = list(chain.from_iterable(parts))
+    more: dict[str, Any] = {"choices": rubric.endings} if expected else {}
+    if len(parts) > 1:
+        more["parts"] = [len(part) for part in parts]
     replies = complete(
         [rubric.render(item["prompt"], item["response"]) for item in items],
         ids=[item["id"] for item in items],
@@ -83,20 +96,22 @@ def judge_responses(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         description="judging",
-        **choices,
+        **more,
     )
-    return [
-        {
-            "id": f"{item['id']}.{number}",
-            "response_id": item["id"],
-            "k": number,
-            "text": reply.text,
-            **_scored(reply, rubric, expected),
-            "finished": reply.finished,
-        }
-        for item, samples in zip(items, replies)
-        for number, reply in enumerate(samples)
-    ]
+    rest = iter(replies)
+    for part in parts:
+        yield [
+            {
+                "id": f"{item['id']}.{number}",
+                "response_id": item["id"],
+                "k": number,
+                "text": reply.text,
+                **_scored(reply, rubric, expected),
+                "finished": reply.finished,
+            }
+            for item, samples in zip(part, rest)
+            for number, reply in enumerate(samples)
+        ]
 
 
 def _scored(reply: Completion, rubric: Rubric, expected: bool) -> Row:

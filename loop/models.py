@@ -4,7 +4,7 @@ steps.
 Here text becomes tokens: above this file there are only rows of text, below it only token ids.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ class Speaker:
     def __init__(self, models: Models, path: Path) -> None:
         self.models, self.path = models, path
 
-    def __call__(self, prompts: list[str], **how: Any) -> list[list[Completion]]:
+    def __call__(self, prompts: list[str], **how: Any) -> Iterable[list[Completion]]:
         return self.models.speaking(self.path)(prompts, **how)
 
 

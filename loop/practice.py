@@ -4,22 +4,23 @@ As the paper makes its EFT data once, by an SFT baseline, so here every M_t may.
 judges comes in as a callable.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from judge import make_eft, ranked_items
-from loop.rows import Rows
+from loop.rows import Row, Rows
 from loop.run import Run
-from loop.settings import Judging
+from loop.settings import Settings
 
-Ask = Callable[[Rows, int], Rows]  # items, judgements of each → judgements
+Ask = Callable[[Sequence[Sequence[Row]], int], Iterable[Rows]]  # of parts, k judgements of each
 
 
 class Practice:
     """The sets to practise on. Raises ValueError if there are none and there should be."""
 
-    def __init__(self, run: Run, how: Judging, sets: Rows) -> None:
-        self.run, self.how, self.sets = run, how, sets
-        if how.practice and not sets:
+    def __init__(self, run: Run, settings: Settings, sets: Rows) -> None:
+        self.run, self.how, self.sets = run, settings.judging, sets
+        self.unit = settings.machine.unit
+        if self.how.practice and not sets:
             raise ValueError("no eft_ranked.jsonl to practise on: add it, or judging.practice=0")
 
     def rows(self, t: int, name: str, ask: Ask, seed: int) -> tuple[Rows, Rows]:
@@ -30,8 +31,12 @@ class Practice:
         file, k, most = ("practice", how.practice, None) if t else ("eft", how.k, how.eft_rows)
         if not k:
             return [], []
-        judged = self.run.rows(
-            f"{name}/{file}_judgements.jsonl", lambda: ask(ranked_items(self.sets), k), title
+        judged = self.run.rows_in_units(
+            f"{name}/{file}_judgements.jsonl",
+            ranked_items(self.sets),
+            lambda parts: ask(parts, k),
+            title,
+            unit=self.unit,
         )
         agreeing = self.run.rows(
             f"{name}/{file}.jsonl",

@@ -8,10 +8,12 @@ do the same.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
+
+from tqdm import tqdm
 
 from loop import branch, files, identity, lock
 from loop.manifest import Manifest
@@ -69,19 +71,21 @@ class Run:
         """The rows of the JSONL file `path`: as finished before, or from `make`, which returns rows
         or (rows, counts).
         """
-        return self._rows(path, make, description, earlier=0.0)
+        data = self._find(path, description)
+        return files.read_jsonl(self._keep(path, make, description) if data is None else data)
 
     def rows_in_units(
         self,
         path: str,
         items: Sequence[T],
-        make: Callable[[Sequence[T]], Rows],
+        make: Callable[[list[Sequence[T]]], Iterable[Rows]],
         description: str,
         *,
         unit: int,
     ) -> list[Row]:
         """As `rows`, where each item's rows depend on that item alone: kept after every `unit`
-        items, so that an interruption costs one unit. `make(part of items) -> rows`.
+        items, so that an interruption costs little more than one unit. `make(parts of items)` gives
+        each part's rows in turn; it may have begun the next by then.
         """
         folder = f"{path}.units"
         parts = {
@@ -90,16 +94,22 @@ class Run:
         }
 
         def make_all() -> list[Row]:
+            found = {name: self._find(name, description) for name in parts}
+            made = iter(make([part for name, part in parts.items() if found[name] is None]))
             rows: list[Row] = []
-            for number, (name, part) in enumerate(parts.items(), start=1):
-                title = f"{description}, part {number} of {len(parts)}"
-                rows += self.rows(name, partial(make, part), title)
+            for number, (name, data) in enumerate(found.items(), start=1):
+                if data is None:
+                    title = f"{description}, part {number} of {len(parts)}"
+                    data = self._keep(name, lambda: next(made), title)
+                rows += files.read_jsonl(data)
             return rows
 
-        earlier = sum(self.seconds(name) for name in parts if name in self._stages)
-        rows = self._rows(path, make_all, description, earlier)
+        data = self._find(path, description)
+        if data is None:
+            earlier = sum(self.seconds(name) for name in parts if name in self._stages)
+            data = self._keep(path, make_all, description, earlier)
         self._stages = self._main_says(lambda: self._drop_units(folder))
-        return rows
+        return files.read_jsonl(data)
 
     def json(self, path: str, make: Callable[[], Mapping[str, Any]], description: str) -> Row:
         """The object in the JSON file `path`: as finished before, or from `make()`."""
@@ -170,7 +180,8 @@ class Run:
     def say(self, line: str) -> None:
         """Prints a line, once for all ranks."""
         if self.group.is_main:
-            print(line, flush=True)
+            with tqdm.external_write_mode():  # a unit is kept while the next is in progress
+                print(line, flush=True)
 
     def close(self) -> None:
         """Lets another run have the directory."""
@@ -184,22 +195,20 @@ class Run:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _rows(
+    def _keep(
         self,
         path: str,
         make: Callable[[], Rows | tuple[Rows, Row]],
         description: str,
-        earlier: float,
-    ) -> list[Row]:
-        """As `rows`; `earlier`: seconds that parts of it took before this call."""
-        data = self._find(path, description)
-        if data is None:
-            started = time.perf_counter() - earlier
-            made = make()
-            rows, counts = made if isinstance(made, tuple) else (made, {})
-            data = files.jsonl_bytes(rows)
-            self._commit(path, partial(self._put, path, data), started, counts, description)
-        return files.read_jsonl(data)
+        earlier: float = 0.0,
+    ) -> bytes:
+        """Makes the rows of the file `path` and commits them; its bytes."""
+        started = time.perf_counter() - earlier
+        made = make()
+        rows, counts = made if isinstance(made, tuple) else (made, {})
+        data = files.jsonl_bytes(rows)
+        self._commit(path, partial(self._put, path, data), started, counts, description)
+        return data
 
     def _find(self, path: str, description: str) -> bytes | None:
         """The bytes of the finished file (b"" for a directory); None if the stage is to be done."""

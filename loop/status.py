@@ -6,7 +6,7 @@ thing that is not there ends the walk. Knows no step of the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ class ReadRun(Run):
         self,
         path: str,
         items: Sequence[T],
-        make: Callable[[Sequence[T]], Rows],
+        make: Callable[[list[Sequence[T]]], Iterable[Rows]],
         description: str,
         *,
         unit: int,

@@ -5,10 +5,11 @@ It turns prompts into requests, gives each rank its part, and gathers what they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from llama.chat import encode_prompt, encode_raw
 from llama.model import Llama
@@ -17,8 +18,10 @@ from llama.team import Team
 from llama.tokenizer import Tokenizer
 from sampling.bar import progress_bar
 from sampling.batch import Decoding, Sample
-from sampling.engine import bytes_at_hand, generate
-from sampling.spread import Request, over_ranks
+from sampling.engine import bytes_at_hand, generate_parts
+from sampling.spread import Made, Parts, Request, over_ranks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ class Completer:
         raw: bool = False,
         stop_at_newline: bool = False,
         choices: Sequence[str] = (),
+        parts: Sequence[int] = (),
         description: str,
-    ) -> list[list[Completion]]:
+    ) -> Iterable[list[Completion]]:
         """n completions of each prompt, in order; with a group, all ranks call it and get all.
 
         ids: names of the prompts, each its own. A completion depends on (seed, id, its number among
@@ -76,6 +80,8 @@ class Completer:
         choices: texts that differ in their last token alone, such as "Score: 1" and "Score: 2"; a
           completion then tells how probable each was. Raises ValueError for others, for ids that
           are not unique, and as `generate` does.
+        parts: how many prompts each part has; a part's completions then come as soon as they are
+          there, with those of later parts in progress.
         """
         if len(set(ids)) < len(prompts):
             raise ValueError(f"{len(prompts)} prompts have {len(set(ids))} different ids")
@@ -86,15 +92,9 @@ class Completer:
         )
         watch = last_tokens(self.tokenizer, choices)
         decoding = Decoding(temperature, top_p, max_new_tokens, frozenset(stop_ids), watch=watch)
-        samples = self._sample(requests, decoding, seed, description)
-        return [[self._completion(sample, watch) for sample in several] for several in samples]
-
-    def _sample(
-        self, requests: list[Request], decoding: Decoding, seed: int, description: str
-    ) -> list[list[Sample]]:
-        return sample_on_ranks(
+        made = parts_on_ranks(
             self.model,
-            requests,
+            _cut(requests, parts or [len(requests)]),
             decoding,
             seed=seed,
             group=self.group,
@@ -102,6 +102,12 @@ class Completer:
             description=description,
             shown=self.progress,
         )
+        each = (
+            [self._completion(sample, watch) for sample in several]
+            for part in made
+            for several in part
+        )
+        return each if parts else list(each)
 
     def _completion(self, sample: Sample, watch: Sequence[int]) -> Completion:
         # the chat format puts spaces around an answer; they are not the answer's
@@ -109,6 +115,11 @@ class Completer:
         places = [i for i, token in enumerate(sample.token_ids) if token in watch]
         chances = sample.watched[places[-1]] if sample.watched and places else None
         return Completion(text, sample.token_ids, sample.finished, chances)
+
+
+def _cut(items: Sequence[T], sizes: Sequence[int]) -> list[list[T]]:
+    rest = iter(items)
+    return [list(islice(rest, size)) for size in sizes]
 
 
 def last_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, ...]:
@@ -123,8 +134,16 @@ def last_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, ...]:
 
 
 def sample_on_ranks(
+    model: Llama, requests: Sequence[Request], decoding: Decoding, **how: Any
+) -> Made:
+    """`parts_on_ranks` of one part."""
+    [made] = parts_on_ranks(model, [requests], decoding, **how)
+    return made
+
+
+def parts_on_ranks(
     model: Llama,
-    requests: Sequence[Request],
+    parts: Parts,
     decoding: Decoding,
     *,
     seed: int,
@@ -132,9 +151,9 @@ def sample_on_ranks(
     slots: int = 1024,
     description: str,
     shown: bool,
-) -> list[list[Sample]]:
-    """`generate`, with a progress bar, by all ranks of a group: each makes a part, all get all. The
-    ranks of a team make the same part together, and in step.
+) -> Iterator[Made]:
+    """`generate_parts`, with a progress bar, by all ranks of a group: each makes a share of every
+    part, all get all. The ranks of a team make the same share together, and in step.
 
     Raises PeerLost if one of a team's ranks is lost.
     """
@@ -146,14 +165,16 @@ def sample_on_ranks(
         how |= {"together": True, "kv_bytes": _room_of_all(group)}
         touch = group.group.phase(description)
 
-    def make(mine: Sequence[Request]) -> list[list[Sample]]:
-        with progress_bar(sum(one.n for one in mine), description, shown=shown) as tell:
-            return generate(model, mine, decoding, progress=tell, **how)
+    def make(mine: Parts) -> Iterator[Made]:
+        samples = sum(one.n for part in mine for one in part)
+        with progress_bar(samples, description, shown=shown) as tell:
+            yield from generate_parts(model, mine, decoding, progress=tell, **how)
 
-    if group is None:
-        return make(requests)
     with touch:
-        return over_ranks(make, requests, decoding.max_new_tokens, group)
+        if group is None:
+            yield from make(parts)
+        else:
+            yield from over_ranks(make, parts, decoding.max_new_tokens, group)
 
 
 def _room_of_all(team: Team) -> int | None:

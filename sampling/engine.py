@@ -12,10 +12,12 @@ A sample is the same whoever is beside it: its randomness belongs to (seed, requ
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ from llama.varlen import HALF
 from sampling.batch import Ask, Batch, Decoding, Owner, Sample
 from sampling.lanes import Lanes
 from sampling.sample import key
-from sampling.spread import Progress, Request, Tell, over_processes
+from sampling.spread import Made, Parts, Progress, Request, Tell, over_processes
 
 LEAST_SHARED = 16  # tokens that all prompts begin with; fewer are not worth the trouble
 FREE_SHARE = 0.8  # of a GPU's free memory is the cache's; the rest is for one step's activations
@@ -37,8 +39,16 @@ FORK_SAMPLES = 64  # for fewer samples a process more is not worth its start
 
 
 def generate(
+    model: Llama, requests: Sequence[Request], decoding: Decoding, *, seed: int, **how: Any
+) -> Made:
+    """n samples of every request, in their order: `generate_parts` of one part."""
+    [made] = generate_parts(model, [requests], decoding, seed=seed, **how)
+    return made
+
+
+def generate_parts(
     model: Llama,
-    requests: Sequence[Request],
+    parts: Parts,
     decoding: Decoding,
     *,
     seed: int,
@@ -47,37 +57,37 @@ def generate(
     processes: int | None = None,
     together: bool = False,
     progress: Tell | None = None,
-) -> list[list[Sample]]:
-    """n samples of every request, in the order of the requests.
+) -> Iterator[Made]:
+    """n samples of every request, in the order of the requests, part by part. A part begins when
+    slots become free, while the last samples of the one before are written.
 
     slots: samples worked on at once, in all processes; kv_bytes: what the cache may take, by
     default most of what a GPU has free, without bound on a CPU. processes: by default one a thread
     of torch's, on a CPU and without kv_bytes, if there is enough to do. All three change the speed
     only. Where memory runs out all the same, half the slots are tried, unless this is done together
     with other ranks, token by token: then all must do the same, and who runs out raises.
-    progress: called after every step.
-    A sample ends unfinished after `max_new_tokens`, or where the context is full. A request that
-    cannot be served, because its prompt fills the context or one sample of it is more than
+    progress: called after every step. A sample ends unfinished after `max_new_tokens`, or where the
+    context is full. A request whose prompt fills the context, or one sample of which is more than
     kv_bytes, gets samples without a token whose `refused` says why; the others are served.
     Raises ValueError for impossible settings, an empty prompt, an id outside the vocabulary, for
     logits that are not numbers, and where memory is too short for one sample at a time.
     """
+    requests = list(chain.from_iterable(parts))
     _check(requests, decoding, slots, model.config.vocab_size)
     tell = progress or (lambda progress: None)
     count = _processes(model, requests, kv_bytes) if processes is None else processes
-    each = -(-slots // count)
     make = partial(
         _make,
         model,
         decoding=decoding,
         seed=seed,
-        slots=each,
+        slots=-(-slots // count),
         kv_bytes=kv_bytes,
         together=together,
     )
     if count > 1:
-        return over_processes(make, requests, decoding.max_new_tokens, count, tell)
-    return make(requests, tell)
+        return over_processes(make, parts, decoding.max_new_tokens, count, tell)
+    return make(parts, tell)
 
 
 def _processes(model: Llama, requests: Sequence[Request], kv_bytes: int | None) -> int:
@@ -91,7 +101,7 @@ def _processes(model: Llama, requests: Sequence[Request], kv_bytes: int | None) 
 
 def _make(
     model: Llama,
-    requests: Sequence[Request],
+    parts: Parts,
     tell: Tell,
     *,
     decoding: Decoding,
@@ -99,14 +109,17 @@ def _make(
     slots: int,
     kv_bytes: int | None,
     together: bool,
-) -> list[list[Sample]]:
-    """The samples, in this process."""
-    training = model.training
+) -> Iterator[Made]:
+    """Each part's samples in turn, in this process."""
+    training, given = model.training, 0
     model.eval()
     try:
-        while True:
+        while given < len(parts):
             try:
-                return _run(model, requests, decoding, seed, slots, kv_bytes, tell)
+                for made in _run(model, parts[given:], decoding, seed, slots, kv_bytes, tell):
+                    given += 1
+                    yield made
+                return
             except (RuntimeError, MemoryError) as error:
                 if together or not out_of_memory(error):
                     raise
@@ -120,13 +133,15 @@ def _make(
 @torch.inference_mode()
 def _run(
     model: Llama,
-    requests: Sequence[Request],
+    parts: Parts,
     decoding: Decoding,
     seed: int,
     slots: int,
     kv_bytes: int | None,
     tell: Tell,
-) -> list[list[Sample]]:
+) -> Iterator[Made]:
+    requests = list(chain.from_iterable(parts))
+    part_of = [number for number, part in enumerate(parts) for _ in part]
     asks = [
         Ask(place, key(request.id), request.token_ids, range(request.n), limit)
         for place, request in enumerate(requests)
@@ -134,19 +149,24 @@ def _run(
     ]
     prefix = asks[0].prompt[: _common([ask.prompt for ask in asks])] if asks else []
     asks = [replace(ask, prompt=ask.prompt[len(prefix) :]) for ask in asks]
-    # the longest prompts first: those beside each other are then of about one length
-    asks.sort(key=lambda ask: -len(ask.prompt))
+    # a part's longest prompts first: those beside each other are then of about one length
+    asks.sort(key=lambda ask: (part_of[ask.request], -len(ask.prompt)))
     room = _room(model, kv_bytes)
-    waiting = deque(part for ask in asks for part in _parts(ask, slots, room - len(prefix)))
+    waiting = deque(one for ask in asks for one in _pieces(ask, slots, room - len(prefix)))
     samples = _refusals(requests, waiting, model.config)
-    if waiting:
-        batch = _batch(model, decoding, seed, slots, room, waiting, prefix)
-        while waiting or batch.owners:
+    owed = Counter(part_of[ask.request] for ask in waiting for _ in ask.samples)
+    batch = _batch(model, decoding, seed, slots, room, waiting, prefix) if waiting else None
+    total = sum(request.n for request in requests)
+    for number in range(len(parts)):
+        while batch and owed[number]:
             asked = batch.take(waiting)
-            assert asked or batch.owners, waiting[0]  # `_parts` let nothing pass that does not fit
-            samples |= batch.read(asked) if asked else batch.step()
-            tell(Progress(len(samples), len(batch.owners), batch.tokens))
-    return [[samples[i, k] for k in range(request.n)] for i, request in enumerate(requests)]
+            assert asked or batch.owners, waiting[0]  # `_pieces` let pass only what fits
+            ended = batch.read(asked) if asked else batch.step()
+            samples |= ended
+            owed.subtract(part_of[place] for (place, _), _ in ended)
+            tell(Progress(total - owed.total(), len(batch.owners), batch.tokens))
+        places = [place for place, part in enumerate(part_of) if part == number]
+        yield [[samples.pop((i, k)) for k in range(requests[i].n)] for i in places]
 
 
 @torch.inference_mode()
@@ -230,7 +250,7 @@ def _common(prompts: Sequence[list[int]]) -> int:
     return common if common >= LEAST_SHARED and first != last else 0
 
 
-def _parts(ask: Ask, slots: int, room: float) -> list[Ask]:
+def _pieces(ask: Ask, slots: int, room: float) -> list[Ask]:
     """The ask, or where its samples need more slots or room than there are, several that do not,
     each reading the prompt again; none where even one sample needs too much.
     """

@@ -5,11 +5,15 @@
 ```
 Processes are for small models on a CPU, whose matrices are too small for several threads to share:
 every core then samples by itself. They are forked, so the weights are there once.
+
+What is asked comes in parts. Each is given out when it is made, while the next one is begun: so the
+work may be kept part by part, and nobody waits for a part's last sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -46,10 +50,14 @@ class Progress:
 Tell = Callable[[Progress], None]
 
 
-class Make(Protocol):
-    """Samples of some requests, in their order; tells how far it is."""
+Parts = Sequence[Sequence[Request]]
+Made = list[list[Sample]]  # the samples of a part's requests, in their order
 
-    def __call__(self, requests: Sequence[Request], tell: Tell) -> list[list[Sample]]: ...
+
+class Make(Protocol):
+    """Each part's samples in turn; tells how far it is."""
+
+    def __call__(self, parts: Parts, tell: Tell) -> Iterator[Made]: ...
 
 
 def dearest_first(requests: Sequence[Request], new: int) -> list[int]:
@@ -59,64 +67,65 @@ def dearest_first(requests: Sequence[Request], new: int) -> list[int]:
 
 
 def over_ranks(
-    make: Callable[[list[Request]], list[list[Sample]]],
-    requests: Sequence[Request],
-    new: int,
-    group: Group | Team,
-) -> list[list[Sample]]:
-    """The samples of all requests in their order, on all ranks, each having made a part."""
-    order = dearest_first(requests, new)
-    made = make(group.slice([requests[place] for place in order]))
-    return _in_order(order, group.gather_rows(made))
+    make: Callable[[Parts], Iterator[Made]], parts: Parts, new: int, group: Group | Team
+) -> Iterator[Made]:
+    """Each part's samples in turn, on all ranks, each having made a share."""
+    orders = [dearest_first(part, new) for part in parts]
+    mine = [group.slice([part[at] for at in order]) for part, order in zip(parts, orders)]
+    for order, made in zip(orders, make(mine)):
+        yield _in_order(order, group.gather_rows(made))
 
 
-def over_processes(
-    make: Make, requests: Sequence[Request], new: int, count: int, tell: Tell
-) -> list[list[Sample]]:
-    """The samples of all requests in their order, made by so many processes of one thread each.
+def over_processes(make: Make, parts: Parts, new: int, count: int, tell: Tell) -> Iterator[Made]:
+    """Each part's samples in turn, made by so many processes of one thread each.
 
     Raises what a process raises, or ChildProcessError, as `Child.hear` does.
     """
-    order = dearest_first(requests, new)
-    parts = [[requests[place] for place in order[first::count]] for first in range(count)]
+    orders = [dearest_first(part, new) for part in parts]
     children: list[Child] = []
     try:
-        for part in parts:
-            children.append(Child(partial(_serve, make=make, part=part), children, REMEDY))
-        made = _listen(children, tell)
+        for first in range(count):
+            share = [[part[at] for at in order[first::count]] for part, order in zip(parts, orders)]
+            children.append(Child(partial(_serve, make=make, share=share), children, REMEDY))
+        for order, made in zip(orders, _listen(children, tell, len(parts))):
+            dealt = [made[turn % count][turn // count] for turn in range(len(order))]
+            yield _in_order(order, dealt)
     finally:
         for child in children:
             child.end()
-    dealt = [made[turn % count][turn // count] for turn in range(len(order))]
-    return _in_order(order, dealt)
 
 
-def _listen(children: Sequence[Child], tell: Tell) -> list[list[list[Sample]]]:
-    """What each child made; meanwhile their progress, added up."""
+def _listen(children: Sequence[Child], tell: Tell, parts: int) -> Iterator[list[Made]]:
+    """What each child made of each part; meanwhile their progress, added up."""
     of = {child.channel: number for number, child in enumerate(children)}
-    made: dict[int, list[list[Sample]]] = {}
+    made: list[deque[Made]] = [deque() for _ in children]
+    owed = [parts] * len(children)
     heard: dict[int, Progress] = {}
-    while len(made) < len(children):
-        for channel in wait([child.channel for n, child in enumerate(children) if n not in made]):
-            number = of[channel]  # type: ignore[index]
-            message = children[number].hear()
-            if isinstance(message, Progress):
-                heard[number] = message
-                at = heard.values()
-                tell(
-                    Progress(
-                        sum(p.ready for p in at),
-                        sum(p.running for p in at),
-                        sum(p.tokens for p in at),
-                    )
-                )
-            else:
-                made[number] = message
-    return [made[number] for number in range(len(children))]
+    for _ in range(parts):
+        while not all(made):
+            for channel in wait([child.channel for n, child in enumerate(children) if owed[n]]):
+                number = of[channel]  # type: ignore[index]
+                message = children[number].hear()
+                if isinstance(message, Progress):
+                    heard[number] = message
+                    tell(_added(heard.values()))
+                else:
+                    made[number].append(message)
+                    owed[number] -= 1
+        yield [done.popleft() for done in made]
 
 
-def _serve(channel: Connection, make: Make, part: list[Request]) -> None:
-    channel.send(make(part, channel.send))
+def _added(several: Collection[Progress]) -> Progress:
+    return Progress(
+        sum(one.ready for one in several),
+        sum(one.running for one in several),
+        sum(one.tokens for one in several),
+    )
+
+
+def _serve(channel: Connection, make: Make, share: Parts) -> None:
+    for made in make(share, channel.send):
+        channel.send(made)
 
 
 def _in_order(order: Sequence[int], dealt: Sequence[T]) -> list[T]:

@@ -1,5 +1,7 @@
 """A run with every kind of stage, small enough to be killed at each of its operations."""
 
+from functools import partial
+
 from loop import files
 from loop.run import Run
 
@@ -36,7 +38,8 @@ def small_loop(directory, group, made=None, settings=SETTINGS, weight=b"w", **ho
     with Run.open(directory, settings, group, **how) as run:
         run.directory("M1", checkpoint, "M1")
         rows = run.rows("M1/prompts.jsonl", prompts, "prompts")
-        answers = run.rows_in_units("M1/responses.jsonl", rows, respond, "responses", unit=2)
+        each = partial(map, respond)
+        answers = run.rows_in_units("M1/responses.jsonl", rows, each, "responses", unit=2)
         return rows, answers, run.json("M1/eval.json", evaluate, "eval"), run.counts("M1")
 
 

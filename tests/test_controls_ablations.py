@@ -96,7 +96,11 @@ def test_a_branch_keeps_its_stages_beside_the_runs(tmp_path, alone):
         assert not branch.has("M1/pairs.jsonl")
         made = branch.rows("M1/pairs.jsonl", lambda: ([{"id": "arm"}], {"pairs": 2}), "pairs")
         units = branch.rows_in_units(
-            "M1/answers.jsonl", [1, 2, 3], lambda part: [{"n": len(part)}], "a", unit=2
+            "M1/answers.jsonl",
+            [1, 2, 3],
+            lambda parts: ([{"n": len(p)}] for p in parts),
+            "a",
+            unit=2,
         )
         assert (made, units) == ([{"id": "arm"}], [{"n": 2}, {"n": 1}])
         assert branch.counts("M1/pairs.jsonl") == {"pairs": 2}

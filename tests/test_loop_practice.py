@@ -35,16 +35,21 @@ def rows_alone(path, make, title):
     return made[0] if isinstance(made, tuple) else made
 
 
+def units_alone(path, items, make, description, unit):
+    [rows] = make([items])
+    return rows
+
+
 def practising(k, judge, meta=None):
     loop = object.__new__(SelfRewarding)
     answers = [{"text": "good", "rank": 0}, {"text": "bad", "rank": 1}]
     sets = [{"id": name, "prompt": f"prompt {name}", "responses": answers} for name in "ab"]
-    loop.run = SimpleNamespace(rows=rows_alone, root=Path("run"))
+    loop.run = SimpleNamespace(rows=rows_alone, rows_in_units=units_alone, root=Path("run"))
     loop.models = SimpleNamespace(complete=lambda path: judge)
     loop.settings = Settings(judging=Judging(practice=k))
     loop.rubric = load_rubric("additive_short")
     how = Settings(judging=Judging(practice=k), meta=meta or Meta())
-    loop.practice = Practice(loop.run, how.judging, sets)
+    loop.practice = Practice(loop.run, how, sets)
     loop.meta = MetaRewarding(loop.run, how, loop.models, loop.rubric)
     return loop.practise(1)
 
@@ -76,5 +81,6 @@ def test_without_practice_nobody_is_asked():
 
 def test_nothing_to_practise_on_is_told_at_once():
     with pytest.raises(ValueError, match=r"no eft_ranked.jsonl .* judging.practice=0"):
-        Practice(None, Judging(practice=1), [])
-    assert Practice(None, Judging(practice=0), []).rows(1, "M1", None, 0) == ([], [])
+        Practice(None, Settings(judging=Judging(practice=1)), [])
+    nobody = Practice(None, Settings(judging=Judging(practice=0)), [])
+    assert nobody.rows(1, "M1", None, 0) == ([], [])

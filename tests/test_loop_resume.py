@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,11 @@ def test_an_interrupted_stage_goes_on_from_its_last_unit(tmp_path, alone):
 
     items = list(range(7))
     with Run.open(tmp_path, {}, alone) as run, pytest.raises(Killed):
-        run.rows_in_units("r.jsonl", items, respond, "r", unit=2)
+        run.rows_in_units("r.jsonl", items, partial(map, respond), "r", unit=2)
     assert done == [[0, 1], [2, 3]] and not (tmp_path / "r.jsonl").exists()
     with Run.open(tmp_path, {}, alone) as run:
-        rows = run.rows_in_units(
-            "r.jsonl", items, lambda p: done.append(p) or [{"n": n} for n in p], "r", unit=2
-        )
+        each = partial(map, lambda part: done.append(part) or [{"n": n} for n in part])
+        rows = run.rows_in_units("r.jsonl", items, each, "r", unit=2)
     assert done[2:] == [[4, 5], [6]] and rows == [{"n": n} for n in items]
     assert files.names_in(tmp_path) == [".lock", "config.json", "manifest.json", "r.jsonl"]
 
@@ -101,15 +101,35 @@ def test_units_of_another_size_are_not_mistaken_for_each_other(tmp_path, alone):
         return [{"n": n} for n in part]
 
     for unit, last in ((2, 3), (3, 7), (2, None)):
+        each = partial(map, partial(respond, last=last))
         with Run.open(tmp_path, {}, alone) as run:
             if last is None:
-                rows = run.rows_in_units("r", range(8), lambda p: respond(p, None), "r", unit=unit)
+                rows = run.rows_in_units("r", range(8), each, "r", unit=unit)
                 assert rows == [{"n": n} for n in range(8)]
             else:
                 with pytest.raises(Killed):
-                    run.rows_in_units(
-                        "r", range(8), lambda p, n=last: respond(p, n), "r", unit=unit
-                    )
+                    run.rows_in_units("r", range(8), each, "r", unit=unit)
+
+
+def test_a_unit_that_was_damaged_is_made_again_alone(tmp_path, alone, capsys):
+    asked = []
+
+    def each(parts, last=None):
+        asked.append(list(map(list, parts)))
+        for part in parts:
+            if last in part:
+                raise Killed
+            yield [{"n": n} for n in part]
+
+    with Run.open(tmp_path, {}, alone) as run, pytest.raises(Killed):
+        run.rows_in_units("r", range(8), partial(each, last=6), "r", unit=2)
+    broken = tmp_path / "r.units" / "2-4.jsonl"
+    broken.write_bytes(b"{}\n")
+    with Run.open(tmp_path, {}, alone) as run:
+        rows = run.rows_in_units("r", range(8), each, "r", unit=2)
+    assert rows == [{"n": n} for n in range(8)]
+    assert asked == [[[0, 1], [2, 3], [4, 5], [6, 7]], [[2, 3], [6, 7]]]
+    assert f"{broken}: damaged; it is made again" in capsys.readouterr().out
 
 
 def test_an_unfinished_directory_keeps_what_training_goes_on_from(tmp_path, alone):

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -22,37 +22,42 @@ from sampling.engine import generate
 from sampling.spread import Progress, Request, dearest_first, over_processes, over_ranks
 
 
-def named(requests: Sequence[Request]) -> list[list[Sample]]:
+def named(parts: Sequence[Sequence[Request]]) -> Iterator[list[list[Sample]]]:
     """Samples that say whose they are."""
-    return [[Sample([*one.token_ids, k], True) for k in range(one.n)] for one in requests]
+    for part in parts:
+        yield [[Sample([*one.token_ids, k], True) for k in range(one.n)] for one in part]
 
 
 class Dealt:
     """Some ranks' group, seen by one of them, whose peers do what it does."""
 
-    def __init__(self, world_size: int, requests: list, make: Callable) -> None:
+    def __init__(self, world_size: int, make: Callable) -> None:
         self.world_size, self.make = world_size, make
+        self.shares: list[list] = []  # of each part, each rank's
+        self.gathered = 0
 
     def slice(self, rows: list) -> list:
-        self.parts = [rows[rank :: self.world_size] for rank in range(self.world_size)]
-        return self.parts[0]
+        self.shares.append([rows[rank :: self.world_size] for rank in range(self.world_size)])
+        return self.shares[-1][0]
 
     def gather_rows(self, rows: list) -> list:
-        made = [rows, *map(self.make, self.parts[1:])]
+        [*others] = self.make(self.shares[self.gathered][1:])
+        made, self.gathered = [rows, *others], self.gathered + 1
         return [made[i % self.world_size][i // self.world_size] for i in range(sum(map(len, made)))]
 
 
 sizes = st.lists(st.tuples(st.integers(1, 50), st.integers(1, 5)), max_size=20)
 
 
-@given(sizes=sizes, ranks=st.integers(1, 5))
-def test_ranks_have_about_as_much_to_do_and_the_order_is_the_requests(sizes, ranks) -> None:
+@given(sizes=sizes, ranks=st.integers(1, 5), most=st.integers(1, 20))
+def test_ranks_have_about_as_much_to_do_and_the_order_is_the_requests(sizes, ranks, most) -> None:
     requests = [Request(f"r{i}", [i] * length, n) for i, (length, n) in enumerate(sizes)]
-    group = Dealt(ranks, requests, named)
-    assert over_ranks(named, requests, 7, group) == named(requests)
-    costs = [sum(len(one.token_ids) + 7 * one.n for one in part) for part in group.parts]
-    dearest = max((len(one.token_ids) + 7 * one.n for one in requests), default=0)
-    assert max(costs) - min(costs) <= dearest
+    parts = [requests[start : start + most] for start in range(0, len(requests), most)]
+    group = Dealt(ranks, named)
+    assert list(over_ranks(named, parts, 7, group)) == list(named(parts))
+    for part, shares in zip(parts, group.shares, strict=True):
+        costs = [sum(len(one.token_ids) + 7 * one.n for one in share) for share in shares]
+        assert max(costs) - min(costs) <= max(len(one.token_ids) + 7 * one.n for one in part)
 
 
 def test_the_dearest_come_first() -> None:
@@ -102,12 +107,12 @@ def test_what_a_process_raises_is_raised() -> None:
 
 
 def test_a_process_that_is_killed_is_told() -> None:
-    def make(requests: Sequence[Request], tell: Callable) -> list:
+    def make(parts: Sequence[Sequence[Request]], tell: Callable) -> Iterator:
+        yield from named(parts[:1])
         os.kill(os.getpid(), signal.SIGKILL)
-        return []
 
     with pytest.raises(ChildProcessError, match="ended early, with exit code -9"):
-        over_processes(make, ragged(4), 8, 2, lambda progress: None)
+        list(over_processes(make, [ragged(4), ragged(3)], 8, 2, lambda progress: None))
 
 
 LEFT_ALONE = """
@@ -116,13 +121,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 sys.path[:0] = ["tests"]
 from sampling.spread import Progress, Request, over_processes
 
-def make(requests, tell):
+def make(parts, tell):
     print("at work", flush=True)
     while True:
         tell(Progress(0, 1, 0))
         time.sleep(0.01)
 
-over_processes(make, [Request("a", [1]), Request("b", [1])], 8, 2, lambda progress: None)
+list(over_processes(make, [[Request("a", [1]), Request("b", [1])]], 8, 2, lambda progress: None))
 """
 
 

@@ -6,7 +6,7 @@ python -m faults.cost units [flags of train.py]    what a finished run's samplin
 ```
 Counted as keeping: all time inside `loop.files` (writing, syncing, renaming, hashing) and the
 record, the saves of a training to go on from, and the syncs of checkpoints and of `train.jsonl`.
-For the units each stage that is cut into them is sampled anew, in turns in units and in one, and
+For the units each stage that is cut into several is sampled anew, in turns in units and in one, and
 nothing is written.
 """
 
@@ -82,23 +82,26 @@ class Cut(ReadRun):
         self, path: str, items: Sequence[Any], make: Any, description: str, *, unit: int
     ) -> list[Any]:
         """The rows, and a line that tells the seconds."""
-        starts = range(0, len(items), unit)
+        units = [items[start : start + unit] for start in range(0, len(items), unit)]
+        kept = self.rows(path, list, description)
+        if len(units) == 1:
+            print(f"{path}: {len(items)} items, one unit", flush=True)
+            return kept
         ways = {
-            "in units": lambda: list(chain(*(make(items[n : n + unit]) for n in starts))),
-            "in one": lambda: list(make(items)),
+            "in units": lambda: list(chain(*make(units))),
+            "in one": lambda: list(chain(*make([items]))),
         }
-        made, seconds = {}, {name: [] for name in ways}
-        make(items[:1])  # loads the model
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        list(make([items[:1]]))  # loads the model
         for turn in range(TURNS):
             for name in list(ways)[:: 1 if turn % 2 else -1]:  # 1 2, 2 1, 1 2, …
                 begun = _worked()
-                made[name] = ways[name]()
+                assert ways[name]() == kept
                 seconds[name].append(_worked() - begun)
-        assert made["in units"] == made["in one"] == self.rows(path, list, description)
         self.seconds_of[path] = seconds
         told = "; ".join(f"{name} {' '.join(f'{s:.2f}' for s in t)}" for name, t in seconds.items())
-        print(f"{path}: {len(items)} items, {len(starts)} units: {told}", flush=True)
-        return made["in one"]
+        print(f"{path}: {len(items)} items, {len(units)} units: {told}", flush=True)
+        return kept
 
 
 def _worked() -> float:
