@@ -145,15 +145,17 @@ class Watched:
 def one_run(root, alone, monkeypatch, seed, low=1, **judging):
     """M1 alone, by models that score "good" 5, all else `low`. What was trained, what measured."""
 
-    def judge(complete, rubric, items, *, k, **how):
+    def judge(complete, rubric, parts, *, k, **how):
         assert (complete.name, k) == ("M1-baseline", 3)
-        return [
-            {"id": f"{row['id']}.{n}", "response_id": row["id"], "k": n, "score": score,
-             "text": f"Score: {score}"}
-            for row in items for n in range(k) for score in [(low, 5)[row["response"] == "good"]]
-        ]  # fmt: skip
+        for items in parts:
+            yield [
+                {"id": f"{row['id']}.{n}", "response_id": row["id"], "k": n, "score": score,
+                 "text": f"Score: {score}"}
+                for row in items for n in range(k)
+                for score in [(low, 5)[row["response"] == "good"]]
+            ]  # fmt: skip
 
-    monkeypatch.setattr("train.judge_responses", judge)
+    monkeypatch.setattr("train.judge_in_parts", judge)
     settings = Settings(iterations=1, judging=Judging(rubric="additive_short", **judging))
     models, measured = Watched(), []
     with Run.open(root, settings.identity(), alone) as run:

@@ -232,13 +232,17 @@ def test_every_step_of_iteration_t_is_done_by_its_model(writer, tmp_path, alone,
     scores = [("p.0", 5.0), ("p.1", 1.0)]
     made = {
         "write_prompts": [{"id": "p", "prompt": "say x"}],
-        "respond": [
-            {"id": f"p.{k}", "prompt_id": "p", "k": k, "text": text, "finished": True}
-            for k, text in enumerate("xy")
+        "respond_in_parts": [
+            [
+                {"id": f"p.{k}", "prompt_id": "p", "k": k, "text": text, "finished": True}
+                for k, text in enumerate("xy")
+            ]
         ],
-        "judge_responses": [
-            {"id": f"{of}.0", "response_id": of, "k": 0, "text": f"Score: {s}", "score": s}
-            for of, s in scores
+        "judge_in_parts": [
+            [
+                {"id": f"{of}.0", "response_id": of, "k": 0, "text": f"Score: {s}", "score": s}
+                for of, s in scores
+            ]
         ],
     }
     for name, rows in made.items():
@@ -261,9 +265,9 @@ def test_every_step_of_iteration_t_is_done_by_its_model(writer, tmp_path, alone,
     for now, then in (("M1", "M2"), ("M2", "M3")):
         expected += [
             ("write_prompts", "base" if writer == "base" else now),
-            ("respond", now),
-            ("judge_responses", now),
-            ("judge_responses", now),  # practising
+            ("respond_in_parts", now),
+            ("judge_in_parts", now),
+            ("judge_in_parts", now),  # practising
             (then, "DPO of", now, 1, 2),
             ("measure", then, now),
         ]
