@@ -22,6 +22,13 @@ from test_sampling_engine import (  # noqa: F401  these laws hold for lanes too
     written,
 )
 from test_sampling_memory import test_out_of_memory_halves_the_slots  # noqa: F401
+from test_sampling_parts import (  # noqa: F401
+    test_a_part_is_given_out_while_the_next_is_in_progress,
+    test_refused_requests_have_their_place_in_their_part,
+    test_the_samples_are_those_of_one_part,
+    test_when_memory_runs_out_no_part_is_given_twice,
+    test_whoever_stops_early_leaves_the_model_as_it_was,
+)
 from test_sampling_shared import templated
 from tiny_llama import GROUPED, tiny_model
 
