@@ -99,7 +99,7 @@ class Batch:
             return []
         asked: list[Ask] = []
         longest, new, samples = len(waiting[0].prompt), waiting[0].limit, 0
-        while waiting and longest - len(waiting[0].prompt) <= max(16, longest // 4):
+        while waiting and 0 <= longest - len(waiting[0].prompt) <= max(16, longest // 4):
             samples, new = samples + len(waiting[0].samples), max(new, waiting[0].limit)
             if samples > free_slots or longest * (len(asked) + 1) + new * samples > free_tokens:
                 break

@@ -10,8 +10,9 @@ from test_sampling_complete import HOW, IDS, PROMPTS, completer
 from test_sampling_engine import DECODING, MODEL, ragged
 
 from judge import judge_in_parts, judge_responses, load_rubric
+from llama.cache import token_bytes
 from sampling import engine
-from sampling.batch import Sample
+from sampling.batch import Batch, Sample
 from sampling.engine import generate, generate_parts
 from sampling.respond import respond, respond_in_parts
 from sampling.spread import Progress, Request
@@ -59,6 +60,22 @@ def test_a_part_is_given_out_while_the_next_is_in_progress() -> None:
     assert next(made) == in_one(REQUESTS[20:])
     assert seen[-1].ready == 3 * len(REQUESTS) and not seen[-1].running
     assert all(before.ready <= now.ready for before, now in pairwise(seen))
+
+
+def test_a_longer_prompt_of_the_next_part_is_read_within_the_room(monkeypatch) -> None:
+    step, over = Batch.step, []
+
+    def look(this: Batch) -> list:
+        over.append(this.cache.tokens_held - this.room)
+        return step(this)
+
+    monkeypatch.setattr(Batch, "step", look)
+    parts = [[Request(f"{size}.{i}", [7] * size) for i in range(9)] for size in (2, 40)]
+    room = 12 * (24 + 8) * token_bytes(MODEL.config, torch.float32)
+    made = list(made_of(parts, kv_bytes=room))
+    assert max(over) <= 0
+    monkeypatch.undo()
+    assert made == list(made_of(parts))
 
 
 def test_whoever_stops_early_leaves_the_model_as_it_was() -> None:
