@@ -71,7 +71,7 @@ def read_questions(path: Path) -> Rows:
         if field is None:
             wanted = ", ".join(_FIELDS)
             refuse(path, line, f"expected one of the fields {wanted}", "add the question")
-        check(path, line, row, {field: _FIELDS[field]}, {"dataset": TEXT})
+        check(path, line, row, {field: _FIELDS[field]}, _BESIDE)
         name = row.get("question_id", row.get("id", f"{len(questions)}"))
         if name in seen:
             refuse(path, line, f"expected an id of its own, found {name!r} as in line {seen[name]}",
@@ -113,3 +113,5 @@ _FIELDS = {
     "instruction": TEXT,
     "turns": Kind("a list of one or more strings", _are_turns),
 }
+_NAME = Kind("a string or a whole number", lambda value: is_string(value) or type(value) is int)
+_BESIDE = {"dataset": TEXT, "question_id": _NAME, "id": _NAME}

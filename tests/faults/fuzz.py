@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -32,6 +33,7 @@ from llama.meta import write_meta
 from llama.parallel import start
 from llama.weights import held, read_checkpoint
 from loop import files, identity
+from loop.exports import read_questions
 from loop.manifest import Manifest
 from loop.options import PRESETS, parse_arguments
 from seed.read import read_seed
@@ -41,6 +43,8 @@ ROOT = Path(__file__).parent.parent.parent
 DUMPS = ROOT / "tests" / "data"
 LONGEST_S, MOST_BYTES = 5.0, 2**29  # for one input
 Step = tuple[str, int, int]
+_QUESTIONS = b'{"id": "a", "prompt": "b"}\n{"question_id": 81, "turns": ["c", "d"]}\n'
+_QUESTION_LIST = b'[{"instruction": "a", "dataset": "b"}, {"instruction": "c", "dataset": "d"}]'
 
 
 @dataclass
@@ -89,6 +93,11 @@ def readers(home: Path) -> list[Reader]:
         found.append(Reader(name, whole / name, json_value, lambda: read_checkpoint(whole)))
     for name in ("ift", "eft", "ranked", "held_out", "eft_ranked"):
         found.append(Reader(name, seed / f"{name}.jsonl", json_line, lambda: read_seed(seed)))
+    for form, mutate in ((_QUESTIONS, json_line), (_QUESTION_LIST, json_value)):
+        questions = home / f"questions-{len(found)}"
+        questions.write_bytes(form)
+        read = partial(read_questions, questions)
+        found.append(Reader(f"questions by the {mutate.__name__[5:]}", questions, mutate, read))
     for number, dump in enumerate(dumps):
         copy = home / f"{number}-{dump.name}"
         copy.write_bytes(dump.read_bytes())
