@@ -75,7 +75,7 @@ def test_questions_in_their_three_forms(tmp_path, text, expected):
         ('{"id": "a"}\n', r":1: expected one of the fields prompt, instruction, turns; add"),
         ('{"id": "a", "prompt": "p"}\n{"id": "a", "prompt": "q"}\n', r":2: .*'a' as in line 1"),
         ('{"question_id": 1, "turns": []}\n', r":1: expected 'turns' to be a list of one or more"),
-        ('{"id": [1], "prompt": "p"}\n', r":1: expected 'id' to be a string or a whole number, found"),
+        ('{"id": [1], "prompt": "p"}\n', r":1: expected 'id' to be a string or a whole"),
         ('[{"instruction": "p"}, 7]', r":2: expected a JSON object; mend"),
         ('[{"instruction": "p"}', r": expected a JSON list .*; fetch"),
         ("", r":1: expected at least one row, found an empty file"),
