@@ -70,9 +70,18 @@ def train_ours(
 
 
 def train_theirs(
-    twin: Any, data: Sequence[Pair], size: int, epochs: int, seed: int, logging: str = "no"
+    twin: Any,
+    data: Sequence[Pair],
+    size: int,
+    epochs: int,
+    seed: int,
+    logging: str = "no",
+    checkpointing: bool = False,
 ) -> Any:
-    """Trains the model in place, `size` pairs a forward pass; returns the trainer, with its log."""
+    """Trains the model in place, `size` pairs a forward pass; returns the trainer, with its log.
+
+    checkpointing: of activations, which are then computed again in the backward pass.
+    """
     trl, transformers = import_module("trl"), import_module("transformers")
     datasets = import_module("datasets")
     datasets.disable_progress_bars()
@@ -89,7 +98,7 @@ def train_theirs(
             adam_beta2=BETAS[1],
             max_length=None,
             precompute_ref_log_probs=True,
-            gradient_checkpointing=False,
+            gradient_checkpointing=checkpointing,
             bf16=False,
             use_cpu=True,
             dataloader_pin_memory=False,

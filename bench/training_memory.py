@@ -1,4 +1,5 @@
-"""`python -m bench.training_memory`: the most memory of DPO above the weights, ours and TRL's.
+"""`python -m bench.training_memory`: the most memory of DPO above the weights, ours and TRL's, and
+what it costs in time of the processor.
 
 Each side trains in a fresh process, on the same weights and pairs, as in the race. It says when the
 weights are there and everything is imported; from then on the memory of it and of all that it
@@ -8,10 +9,12 @@ forks is looked at every few milliseconds, pages that several share counted once
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
 from datetime import date
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -25,25 +28,31 @@ from llama import Llama
 from llama.files import replace_file
 
 MODELS = {"tiny": (TINY, 4, 96), "26M": (MIDDLE, 4, 48)}  # pairs in their forward pass, in all
-OURS = {  # processes, tokens in a forward pass
-    "as in the race: two processes, a step at once": (2, 8192),
-    "two processes, 512 tokens at once": (2, 512),
-    "one process, 512 tokens at once": (1, 512),
+THEIRS = {  # whether activations are computed again in the backward pass
+    "TRL's DPOTrainer": False,
+    "TRL's DPOTrainer, activation checkpointing": True,
 }
-THEIRS = "theirs"
+OURS = {  # processes, tokens in a forward pass, what is computed again in the backward pass
+    "ours, as in the race: two processes, a step at once": (2, 8192, "none"),
+    "ours, two processes, 512 tokens at once": (2, 512, "none"),
+    "ours, one process, 512 tokens at once": (1, 512, "none"),
+    "ours, the same, recompute selective": (1, 512, "selective"),
+    "ours, the same, recompute full": (1, 512, "full"),
+}
 OFTEN = 0.005  # seconds between two looks
 MB = 1e6
 SEED = 0
 
 TEXT = """## Memory of DPO, ours and TRL's
 
-What `{command}` measured, on {machine}, torch {torch}, {day}, in MB above what each process had
-when weights and pairs were there and everything was imported; what several processes share is
-counted once. TRL makes 4 pairs a forward pass, the fewest that it raced with; the reference's
-log-probabilities are part of it on both sides.
+What `{command}` measured, on {machine}, torch {torch}, threads: {threads}, {day},
+in MB above what each process had when weights and pairs were there and everything was imported;
+what several processes share is counted once. The time is the processors', of all processes, of the
+whole run. TRL makes 4 pairs a forward pass, the fewest that it raced with; the reference's
+log-probabilities are part of it on both sides. Ratios are to each model's first line.
 
-| model, how ours trains | its weights | ours | TRL's DPOTrainer | ours / theirs |
-| --- | --- | --- | --- | --- |
+| model, how it trains | its weights | memory above | of TRL's | time a pair, ms | of TRL's |
+| --- | --- | --- | --- | --- | --- |
 {rows}
 """
 
@@ -60,14 +69,18 @@ def main(arguments: list[str] | None = None) -> int:
         return train(*given.as_side)
     rows = []
     for name in given.models:
-        theirs, weights = most_memory(THEIRS, name), 4 * MODELS[name][0].parameter_count / MB
-        for side in OURS:
-            ours = most_memory(side, name)
-            cells = f"{weights:,.1f} | {ours:,.0f} | {theirs:,.0f} | **{ours / theirs:.2f}**"
-            rows.append(f"| {name}, {side} | {cells} |")
+        config, _, count = MODELS[name]
+        first: tuple[float, float] | None = None
+        for side in (*THEIRS, *OURS):
+            memory, seconds = measure(side, name)
+            first = first or (memory, seconds)
+            cells = f"{4 * config.parameter_count / MB:,.1f} | {memory:,.0f} | "
+            cells += f"**{memory / first[0]:.2f}** | {1e3 * seconds / count:,.1f} | "
+            rows.append(f"| {name}, {side} | {cells}{seconds / first[1]:.2f} |")
     text = TEXT.format(
         command=" ".join(["python -m bench.training_memory", *arguments]), machine=machine(),
-        torch=torch.__version__, day=date.today().isoformat(), rows="\n".join(rows),
+        torch=torch.__version__, threads=torch.get_num_threads(),
+        day=date.today().isoformat(), rows="\n".join(rows),
     )  # fmt: skip
     print(text)
     if given.out:
@@ -75,8 +88,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def most_memory(side: str, name: str) -> float:
-    """The most memory of a training, in MB above what was before. RuntimeError if it fails."""
+def measure(side: str, name: str) -> tuple[float, float]:
+    """Of a training: the most memory, in MB above what was before, and the processors' seconds.
+
+    RuntimeError if it fails.
+    """
     command = [sys.executable, "-m", "bench.training_memory", "--as-side", side, name]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
@@ -89,9 +105,10 @@ def most_memory(side: str, name: str) -> float:
         while process.poll() is None:
             most = max(most, in_use(process.pid))
             time.sleep(OFTEN)
+        told = process.stdout.read().split()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: run it to see why")
-    return (most - before) / MB
+    return (most - before) / MB, float(told[-1])
 
 
 def in_use(pid: int) -> int:
@@ -109,23 +126,27 @@ def train(side: str, name: str) -> int:
     """What each process does."""
     config, size, count = MODELS[name]
     model, data = random_weights(Llama(config), SEED), pairs(count, SEED)
-    if side != THEIRS:
-        processes, at_once = OURS[side]
-        _ready()
-        train_ours(model, data, 1, SEED, processes=processes, micro_tokens=at_once)
-        return 0
-    for module in ("trl", "datasets", "tokenizers"):
-        import_module(module)
-    twin = transformers_twin(model)
-    del model
-    _ready()
-    train_theirs(twin, data, size, 1, SEED)
+    if side in OURS:
+        processes, at_once, again = OURS[side]
+        how = {"processes": processes, "micro_tokens": at_once, "recompute": again}
+        work = partial(train_ours, model, data, 1, SEED, **how)  # type: ignore[arg-type]
+    else:
+        for module in ("trl", "datasets", "tokenizers"):
+            import_module(module)
+        twin = transformers_twin(model)
+        del model
+        work = partial(train_theirs, twin, data, size, 1, SEED, checkpointing=THEIRS[side])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    before = _seconds()
+    work()
+    print(_seconds() - before)
     return 0
 
 
-def _ready() -> None:
-    print("ready", flush=True)
-    sys.stdin.readline()
+def _seconds() -> float:
+    """Of the processors, for this process and its children that have ended."""
+    return sum(os.times()[:4])
 
 
 if __name__ == "__main__":
