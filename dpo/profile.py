@@ -136,6 +136,7 @@ class Profile(Unprofiled):
             activities=activities,
             schedule=torch.profiler.schedule(wait=0, warmup=1, active=len(self.traced), repeat=1),
             on_trace_ready=self._keep,
+            acc_events=True,  # there is one cycle; without it torch 2.11 warns of the next
         )
         self._profiler.start()
 
