@@ -3,6 +3,7 @@ or, where it is too large for one, on teams of ranks that hold it together. Know
 that one.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ def load_replica(
 
     Raises ValueError for a damaged checkpoint, and for a team that there cannot be.
     """
-    team = _team(read_checkpoint(path).config, group, dtype, asked)
+    team = _team(lambda: read_checkpoint(path).config, group, dtype, asked)
     model, tokenizer = load_split(path, team, dtype)
     return model, tokenizer, team
 
@@ -39,7 +40,7 @@ def replica_of(
 
     None where there may be no room for both beside each other. For all ranks of the group.
     """
-    team, memory = _team(trained.config, group, dtype, asked), least_memory(group)
+    team, memory = _team(lambda: trained.config, group, dtype, asked), least_memory(group)
     held = max(group.gather_rows([sum(local_part(w).nbytes for w in trained.parameters())]))
     wanted = parameter_count(trained.config, team.size) * dtype.itemsize
     if memory is None or held + wanted > OURS * memory:
@@ -47,8 +48,10 @@ def replica_of(
     return replicate(trained, team, dtype), team
 
 
-def _team(config: LlamaConfig, group: Group, dtype: torch.dtype, asked: int | None) -> Team:
+def _team(
+    config: Callable[[], LlamaConfig], group: Group, dtype: torch.dtype, asked: int | None
+) -> Team:
     size = asked or 1
     if asked is None and group.world_size > 1:
-        size = team_size(config, dtype.itemsize, group.world_size, least_memory(group), None)
+        size = team_size(config(), dtype.itemsize, group.world_size, least_memory(group), None)
     return join(group, size)

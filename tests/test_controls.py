@@ -94,7 +94,7 @@ def test_random_choices_keep_what_contradicts_people_too():
 
     def ask(t, items, k):
         assert k == 1
-        return [{"text": f"Score: {n}", "score": n} for n in (1.0, 5.0, None)]
+        yield [{"text": f"Score: {n}", "score": n} for n in (1.0, 5.0, None)]
 
     arm.ask_judge = ask
     assert arm.practise(1) == [("judge p: good", "Score: 1.0"), ("judge p: bad", "Score: 5.0")]

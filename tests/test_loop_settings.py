@@ -24,7 +24,7 @@ from loop.settings import (
     Prompts,
     Settings,
 )
-from sampling.respond import respond
+from sampling.respond import respond_in_parts
 from sampling.self_instruct import write_prompts
 from sampling.sieve import Sieve
 
@@ -237,7 +237,7 @@ def test_every_setting_is_read_somewhere():
 def test_settings_that_are_handed_on_are_parameters_of_who_gets_them():
     handed = (
         (CHOOSING, answer_pairs),
-        (DECODING, respond),
+        (DECODING, respond_in_parts),
         (FILTERS, Sieve),
         (WRITING, write_prompts),
     )
