@@ -64,13 +64,13 @@ class SelfRewarding:
 
     def write_prompts(self, t: int) -> Rows:
         """New prompts, after the manner of the seed's; written by M0 unless the settings say so."""
-        how, ift = self.settings.prompts, self.given.seed.ift
+        how, ift, kept_out = self.settings.prompts, self.given.seed.ift, self.given.kept_out
         writers = {"base": self.given.model, "current": self.model(t)}
         complete = self.models.complete(writers.get(how.writer, Path(how.writer)))
-        sieve = partial(Sieve, forbidden=self.given.kept_out, **how.filters)
-        return self.run.rows(
+        write = partial(write_prompts, complete, ift, seed=self.seed(t), **how.writing)
+        return self.run.rows_in_rounds(
             f"{self.name(t)}/prompts.jsonl",
-            lambda: write_prompts(complete, ift, sieve=sieve(), seed=self.seed(t), **how.writing),
+            lambda keep: write(keep=keep, sieve=Sieve(forbidden=kept_out, **how.filters)),
             f"{self.name(t)}: new prompts",
         )
 

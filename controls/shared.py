@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.rows import Row
-from loop.run import Run
+from loop.run import Keep, Run
 
 Made = Sequence[Mapping[str, Any]]
 
@@ -32,6 +32,13 @@ class Shared(Run):
     ) -> list[Row]:
         """As `Run.rows`."""
         return self.run.rows(self.place(path), make, f"{self.label}: {description}")
+
+    def rows_in_rounds(
+        self, path: str, make: Callable[[Keep], Made | tuple[Made, Row]], description: str
+    ) -> list[Row]:
+        """As `Run.rows_in_rounds`."""
+        title = f"{self.label}: {description}"
+        return self.run.rows_in_rounds(self.place(path), make, title)
 
     def rows_in_units(
         self,

@@ -11,25 +11,18 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from loop import branch, files, identity, lock
 from loop.manifest import Manifest
+from loop.rows import Row
+from loop.together import Group, main_says
 
-Row = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
+Keep = Callable[[int, Callable[[], Rows]], list[Row]]
 T = TypeVar("T")
-
-
-class Group(Protocol):
-    """The ranks of this run (`llama.parallel.Group`)."""
-
-    @property
-    def is_main(self) -> bool: ...
-    def barrier(self) -> None: ...
-    def broadcast_object(self, value: Any) -> Any: ...
 
 
 class Run:
@@ -74,6 +67,19 @@ class Run:
         data = self._find(path, description)
         return files.read_jsonl(self._keep(path, make, description) if data is None else data)
 
+    def rows_in_rounds(
+        self, path: str, make: Callable[[Keep], Rows | tuple[Rows, Row]], description: str
+    ) -> list[Row]:
+        """As `rows`, in rounds that build on each other: `make(keep)` gets each round's rows from
+        `keep(number, make_round)`, which are there again after an interruption.
+        """
+
+        def keep(number: int, make_round: Callable[[], Rows]) -> list[Row]:
+            title = f"{description}, round {number + 1}"
+            return self.rows(f"{path}.units/round{number}.jsonl", make_round, title)
+
+        return self._in_parts(path, partial(make, keep), description)
+
     def rows_in_units(
         self,
         path: str,
@@ -87,9 +93,8 @@ class Run:
         items, so that an interruption costs little more than one unit. `make(parts of items)` gives
         each part's rows in turn; it may have begun the next by then.
         """
-        folder = f"{path}.units"
         parts = {
-            f"{folder}/{start}-{start + unit}.jsonl": items[start : start + unit]
+            f"{path}.units/{start}-{start + unit}.jsonl": items[start : start + unit]
             for start in range(0, len(items), unit)
         }
 
@@ -104,12 +109,7 @@ class Run:
                 rows += files.read_jsonl(data)
             return rows
 
-        data = self._find(path, description)
-        if data is None:
-            earlier = sum(self.seconds(name) for name in parts if name in self._stages)
-            data = self._keep(path, make_all, description, earlier)
-        self._stages = self._main_says(lambda: self._drop_units(folder))
-        return files.read_jsonl(data)
+        return self._in_parts(path, make_all, description)
 
     def json(self, path: str, make: Callable[[], Mapping[str, Any]], description: str) -> Row:
         """The object in the JSON file `path`: as finished before, or from `make()`."""
@@ -194,6 +194,18 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _in_parts(
+        self, path: str, make: Callable[[], Rows | tuple[Rows, Row]], description: str
+    ) -> list[Row]:
+        """As `rows`; what `make` kept beside the path is forgotten when all is there."""
+        folder, data = f"{path}.units", self._find(path, description)
+        if data is None:
+            parts = [name for name in self._stages if name.startswith(f"{folder}/")]
+            earlier = sum(map(self.seconds, parts))
+            data = self._keep(path, make, description, earlier)
+        self._stages = self._main_says(lambda: self._drop_units(folder))
+        return files.read_jsonl(data)
 
     def _keep(
         self,
@@ -281,18 +293,4 @@ class Run:
         return self._manifest.stages
 
     def _main_says(self, work: Callable[[], T]) -> T:
-        """Does `work` on the main rank; its result, or its failure, is every rank's."""
-        result, failure, error = None, None, None
-        if self.group.is_main:
-            try:
-                result = work()
-            except Exception as problem:
-                error = problem
-                failure = (isinstance(problem, ValueError), f"main rank: {problem}")
-        result, failure = self.group.broadcast_object((result, failure))
-        if error is not None:
-            raise error
-        if failure is not None:
-            is_for_user, message = failure
-            raise ValueError(message) if is_for_user else RuntimeError(message)
-        return cast(T, result)
+        return main_says(self.group, work)

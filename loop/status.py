@@ -16,7 +16,8 @@ from loop.driven import Begin, G, Open
 from loop.manifest import Manifest
 from loop.models import Models
 from loop.options import build
-from loop.run import Row, Rows, Run
+from loop.rows import Row
+from loop.run import Keep, Rows, Run
 from loop.settings import Settings
 
 T = TypeVar("T")
@@ -34,6 +35,15 @@ class ReadRun(Run):
         super().__init__(root, current())
         self._stages = Manifest(root).stages
 
+    def rows_in_rounds(
+        self, path: str, make: Callable[[Keep], Rows | tuple[Rows, Row]], description: str
+    ) -> list[Row]:
+        """The rows, if all are there; else raises Next, naming the round."""
+        if path not in self._stages:
+            done = self._parts_of(path)
+            raise Next(f"{description}{f', round {done + 1}' if done else ''} ({path})")
+        return super().rows_in_rounds(path, make, description)
+
     def rows_in_units(
         self,
         path: str,
@@ -45,7 +55,7 @@ class ReadRun(Run):
     ) -> list[Row]:
         """The rows, if all are there; else raises Next, naming the part."""
         if path not in self._stages:
-            done = sum(name.startswith(f"{path}{UNITS}") for name in self._stages)
+            done = self._parts_of(path)
             part = f", part {done + 1} of {-(-len(items) // unit)}" if done else ""
             raise Next(f"{description}{part} ({path})")
         return super().rows_in_units(path, items, make, description, unit=unit)
@@ -55,6 +65,9 @@ class ReadRun(Run):
         if path not in self._stages or not full.exists():
             raise Next(f"{description} ({path})")
         return full.read_bytes() if full.is_file() else b""
+
+    def _parts_of(self, path: str) -> int:
+        return sum(name.startswith(f"{path}{UNITS}") for name in self._stages)
 
     def _drop_units(self, folder: str) -> dict[str, Row]:
         return self._stages
@@ -119,8 +132,8 @@ def _settings(config: Row, stages: Mapping[str, Row]) -> Settings:
     """Those of the run; of the machine only the size of units shows, by the names of some."""
     tree = _spelled(config["settings"])
     for path in stages:
-        if UNITS in path:
-            first, last = path.rpartition("/")[2].removesuffix(".jsonl").split("-")
+        first, dash, last = path.partition(UNITS)[2].removesuffix(".jsonl").partition("-")
+        if dash:
             tree["machine"] = {"unit": int(last) - int(first)}
     return build([(identity.CONFIG, tree)])
 

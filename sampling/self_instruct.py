@@ -7,12 +7,13 @@ requests were spread over ranks or batched, and finished rounds are all that a n
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sampling.respond import Complete, Row
 from sampling.sieve import REASONS, Sieve
 
 Counts = dict[str, int]
+Keep = Callable[[int, Callable[[], list[Row]]], list[Row]]
 CHAT = """Here are {count} tasks that people gave to an assistant.
 
 {tasks}
@@ -37,11 +38,13 @@ def write_prompts(
     round_size: int = 256,
     max_rounds: int = 100,
     chat: bool = False,
+    keep: Keep = lambda number, make: make(),
 ) -> tuple[list[Row], Counts]:
     """Writes `count` prompts that resemble the seed prompts `{id, prompt}` and repeat none of them.
 
     Rounds of `write_round`, until enough are kept or `max_rounds` are over (then fewer are kept).
-    The sieve is a fresh one; the seed prompts count as kept.
+    The sieve is a fresh one; the seed prompts count as kept. `keep(number, make)` gives what
+    was written in a round: what `make()` gives, or gave before.
 
     Returns rows `{id, prompt, demonstrations: [ids]}` and counts: `written` = unfinished + each of
     `sieve.REASONS` + surplus (came after the last one needed) + `kept`; and `rounds`. What is kept
@@ -68,6 +71,7 @@ def write_prompts(
             n_made=n_made,
             round_size=round_size,
             chat=chat,
+            keep=keep,
         )
         kept += made
         counts.update(outcomes, rounds=1)
@@ -90,6 +94,7 @@ def write_round(
     n_made: int = 2,
     round_size: int = 256,
     chat: bool = False,
+    keep: Keep = lambda number, make: make(),
 ) -> tuple[list[Row], Counts]:
     """Round `number`: the first `wanted` good ones among the lines written to round_size requests.
 
@@ -102,34 +107,39 @@ def write_round(
     draws = [random.Random(f"{seed}/{number}/{index}") for index in range(round_size)]
     shows = [demonstrations(shown, made, n_seed, n_made, draw) for draw in draws]
     ids = [f"r{number}.{index}" for index in range(round_size)]
-    lines = complete(
-        [(chat_text if chat else few_shot_text)(show) for show in shows],
-        ids=ids,
-        n=1,
-        seed=seed,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        raw=not chat,
-        stop_at_newline=not chat,
-        description="writing prompts",
-    )
+
+    def write() -> list[Row]:
+        lines = complete(
+            [(chat_text if chat else few_shot_text)(show) for show in shows],
+            ids=ids,
+            n=1,
+            seed=seed,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            raw=not chat,
+            stop_at_newline=not chat,
+            description="writing prompts",
+        )
+        return [{"text": line.text, "finished": line.finished} for (line,) in lines]
+
     counts = Counter(written=round_size)
     rows: list[Row] = []
-    for identity, show, (line,) in zip(ids, shows, lines):
-        text = task_in_reply(line.text) if chat else one_line(line.text)
-        if len(rows) == wanted:
-            outcome = "surplus"
-        elif not line.finished:
-            outcome = "unfinished"
-        else:
-            outcome = sieve.unfit(text) or sieve.known(text) or "kept"
+    for identity, show, line in zip(ids, shows, keep(number, write)):
+        text = task_in_reply(line["text"]) if chat else one_line(line["text"])
+        outcome = "surplus" if len(rows) == wanted else _outcome(line, text, sieve)
         counts[outcome] += 1
         if outcome == "kept":
             sieve.keep(text)
             shown_ids = [row["id"] for row in show]
             rows.append({"id": identity, "prompt": text, "demonstrations": shown_ids})
     return rows, dict(counts)
+
+
+def _outcome(line: Row, text: str, sieve: Sieve) -> str:
+    if not line["finished"]:
+        return "unfinished"
+    return sieve.unfit(text) or sieve.known(text) or "kept"
 
 
 def demonstrations(

@@ -11,6 +11,7 @@ from small_loop import EVERYTHING, Killed, kept, small_loop
 
 from loop import files
 from loop.run import Run
+from loop.status import Next, ReadRun
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,6 +110,36 @@ def test_units_of_another_size_are_not_mistaken_for_each_other(tmp_path, alone):
             else:
                 with pytest.raises(Killed):
                     run.rows_in_units("r", range(8), each, "r", unit=unit)
+
+
+def test_an_interrupted_stage_goes_on_from_its_last_round(tmp_path, alone, capsys):
+    """Each round's rows build on those of the rounds before."""
+    made = []
+
+    def make(keep, last=None):
+        rows = []
+        for number in range(4):
+
+            def write(number=number, rows=tuple(rows)):
+                if number == last:
+                    raise Killed
+                made.append(number)
+                return [{"n": sum(row["n"] for row in rows) + 1}]
+
+            rows += keep(number, write)
+        return rows, {"rounds": 4}
+
+    with Run.open(tmp_path, {}, alone) as run, pytest.raises(Killed):
+        run.rows_in_rounds("r.jsonl", partial(make, last=2), "writing")
+    assert made == [0, 1] and not (tmp_path / "r.jsonl").exists()
+    with pytest.raises(Next, match=r"writing, round 3 \(r.jsonl\)"):
+        ReadRun(tmp_path).rows_in_rounds("r.jsonl", make, "writing")
+    with Run.open(tmp_path, {}, alone) as run:
+        rows = run.rows_in_rounds("r.jsonl", make, "writing")
+        assert run.counts("r.jsonl") == {"rounds": 4} and run.stages("r.jsonl.units") == []
+    assert made == [0, 1, 2, 3] and rows == [{"n": n} for n in (1, 2, 4, 8)]
+    assert "writing, round 4: 0.0 s" in capsys.readouterr().out
+    assert files.names_in(tmp_path) == [".lock", "config.json", "manifest.json", "r.jsonl"]
 
 
 def test_a_unit_that_was_damaged_is_made_again_alone(tmp_path, alone, capsys):

@@ -1,8 +1,10 @@
 """New prompts: what is shown, what is kept, and that neither depends on ranks or on time."""
 
+import json
 import random
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -150,6 +152,25 @@ def test_a_finished_round_is_all_that_the_next_one_needs() -> None:
         how = {"number": number, "sieve": fresh, "round_size": 32} | HOW
         made += write_round(FakeWriter(), SEEDS, made, wanted, **how)[0]
     assert made == whole
+
+
+def test_rounds_that_were_kept_are_not_asked_for_again() -> None:
+    whole = written(100)
+    kept: dict[int, list[dict]] = {}
+
+    def keep(number: int, make, last: int | None = None) -> list[dict]:
+        if number == last:
+            raise KeyboardInterrupt
+        if number not in kept:
+            kept[number] = json.loads(json.dumps(make()))
+        return kept[number]
+
+    with pytest.raises(KeyboardInterrupt):
+        written(100, keep=partial(keep, last=2))
+    assert sorted(kept) == [0, 1] and whole[1]["rounds"] > 3
+    writer = FakeWriter()
+    assert written(100, writer, keep=keep) == whole
+    assert len(writer.asked) == whole[1]["rounds"] - 2
 
 
 def test_it_gives_up() -> None:
