@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dpo.settings import TrainSettings
 from llama.cut import is_cut, local_part
-from llama.fused import compiled
+from llama.fused import can_compile, compiled
 from llama.parallel import Group
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of Adam's m and v
@@ -62,7 +62,7 @@ class NarrowAdamW(torch.optim.AdamW):
         state["step"] += 1
         parts = [weight, weight.grad, *(state[name] for name in MOMENTS)]
         x, g, m, v = map(local_part, parts)
-        update = compiled(_update) if x.is_cuda else _update
+        update = compiled(_update) if x.is_cuda and can_compile(x.device) else _update
         update(x, g, m, v, self._scales(state["step"].item(), group, x.device), group["betas"])
 
     def _scales(self, t: float, group: dict[str, Any], device: torch.device) -> Tensor:

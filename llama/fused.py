@@ -4,8 +4,9 @@
   as written    x → fp32 · squares · mean · + eps · root · product · bf16 · product     8 kernels
   fused         x →                          norm                                       1 kernel
 ```
-Compiled by torch when first used, for all lengths; the numbers are the same but for rounding. In
-training everything stays as written, or whole blocks are compiled (`dpo/blocks.py`).
+Compiled by torch when first used, for all lengths; the numbers are the same but for rounding. Where
+torch cannot compile, a warning says so, and everything runs as written. In training it does anyway,
+or whole blocks are compiled (`dpo/blocks.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, TypeVar
+from warnings import warn
 
 import torch
 
@@ -26,9 +28,9 @@ def fused(function: Function) -> Function:
     @wraps(function)
     def either(first: Any, *rest: Any) -> Any:
         part_of_more = torch.compiler.is_compiling()
-        if not part_of_more and first.is_cuda and torch.is_inference_mode_enabled():
-            return compiled(function)(first, *rest)
-        return function(first, *rest)
+        if part_of_more or not first.is_cuda or not torch.is_inference_mode_enabled():
+            return function(first, *rest)
+        return (compiled(function) if can_compile(first.device) else function)(first, *rest)
 
     return either  # type: ignore[return-value]
 
@@ -37,3 +39,21 @@ def fused(function: Function) -> Function:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """One kernel, or few, for tensors of all lengths; made when first called."""
     return torch.compile(function, dynamic=True)
+
+
+@cache
+def can_compile(device: torch.device) -> bool:
+    """Whether torch compiles for this GPU: it takes Triton, and a C compiler on the machine."""
+    try:
+        torch.compile(_twice)(torch.ones(2, device=device))
+    except Exception as error:  # of many kinds, by what is missing
+        reason = str(error).strip().partition("\n")[0]
+        warn(
+            f"torch cannot compile here, so this runs slower than it could: {reason}", stacklevel=2
+        )
+        return False
+    return True
+
+
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return x + x

@@ -18,12 +18,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from llama.fused import fused
+from llama.fused import can_compile, fused
 
 HALF = (torch.float16, torch.bfloat16)  # all that the flash kernel knows
 FEW = 1024  # queries of a sequence, up to which ours is faster
@@ -74,7 +73,7 @@ def attend(q_NHD: Tensor, k_LGD: Tensor, v_LGD: Tensor, spans: Spans, causal: bo
 def has_kernels(k_LGD: Tensor) -> bool:
     """Whether `llama/decoding.py` can be imported, and is made for such keys."""
     widths = k_LGD.shape[-1] in (16, 32, 64, 128, 256)
-    return k_LGD.is_cuda and k_LGD.dtype in HALF and widths and find_spec("triton") is not None
+    return k_LGD.is_cuda and k_LGD.dtype in HALF and widths and can_compile(k_LGD.device)
 
 
 def merge(parts: Sequence[Part]) -> Tensor:
