@@ -3,9 +3,9 @@
 Random bf16 weights are written; loaded as fp32 masters that are computed with in bf16; trained for
 one step of SFT; saved, in fp32; loaded in bf16, and sampled from; loaded as masters again, and
 trained for one step of DPO. Each stage calls what the loop calls there, and begins with nothing on
-the card but what it needs. Seconds are those of the whole call, which for a training are mostly
-those of the fingerprint of all weights, and for DPO those of the reference too; a training's tokens
-a second are those of its one step, its first. Files are read soon after they were written, so from
+the card but what it needs. Seconds are those of the whole call: a training's hold the fingerprint
+of all weights, and DPO's the reference too; a training's tokens a second are those of its one step,
+its first. Files are read soon after they were written, so from
 memory as far as that holds them. Sampling is done twice: its kernels are compiled the first time.
 The directory is removed. `--miniature` runs it on the CPU with tiny shapes, to see that it works.
 """
