@@ -122,18 +122,18 @@ class PackedPrefill:
         self.positions_BT = (arena.shared + within_N)[None]
         self.last_I = first_I + length_I - 1
         bound_I1 = torch.nn.functional.pad(length_I.cumsum(0), (1, 0)).int()
+        start_I1 = torch.tensor([*starts, 0], dtype=torch.int32, device=device)
         longest = max(lengths)
-        self.own = Spans(bound_I1, bound_I1, length_I.int(), longest, longest)
+        self.own = Spans(bound_I1, start_I1, length_I.int(), longest, longest)
         self.everyone = arena.everyone(sum(lengths))
         self.arena = arena
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        q_NHD, k_NGD, v_NGD = q_BTHD[0], k_BTGD[0], v_BTGD[0]
-        k_AGD, v_AGD = self.arena.k_YAGD[layer], self.arena.v_YAGD[layer]
-        parts = [attend(q_NHD, k_NGD.contiguous(), v_NGD.contiguous(), self.own, causal=True)]
+        q_NHD, k_AGD, v_AGD = q_BTHD[0], self.arena.k_YAGD[layer], self.arena.v_YAGD[layer]
+        self.arena.keep(layer, self.place_N, k_BTGD[0], v_BTGD[0])
+        parts = [attend(q_NHD, k_AGD, v_AGD, self.own, causal=True)]
         if self.everyone:
             parts.append(attend(q_NHD, k_AGD, v_AGD, self.everyone))
-        self.arena.keep(layer, self.place_N, k_NGD, v_NGD)
         return merge(parts)[None]
 
 

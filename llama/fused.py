@@ -4,9 +4,11 @@
   as written    x → fp32 · squares · mean · + eps · root · product · bf16 · product     8 kernels
   fused         x →                          norm                                       1 kernel
 ```
-Compiled by torch when first used, for all lengths; the numbers are the same but for rounding. Where
-torch cannot compile, a warning says so, and everything runs as written. In training it does anyway,
-or whole blocks are compiled (`dpo/blocks.py`).
+Compiled by torch when first used, for any number of tokens, but for one width: to find an element's
+place divides by widths, and by a number known beforehand that is several times faster than reading
+the element, by another several times slower. The numbers are the same but for rounding. Where torch
+cannot compile, a warning says so, and everything runs as written. In training it does anyway, or
+whole blocks are compiled (`dpo/blocks.py`).
 """
 
 from __future__ import annotations
@@ -17,22 +19,38 @@ from typing import Any, TypeVar
 from warnings import warn
 
 import torch
+from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def fused(function: Function) -> Function:
-    """A pure function of tensors, the first of which says where: compiled on a GPU in inference
-    mode, elsewhere as written."""
+def fused(widths: int) -> Callable[[Function], Function]:
+    """For a pure function of tensors, the first of which says where: compiled on a GPU in inference
+    mode, elsewhere as written. widths: last dimensions of the first tensor that are always as long;
+    those before them, which all tensors begin with, are tokens.
+    """
 
-    @wraps(function)
-    def either(first: Any, *rest: Any) -> Any:
-        part_of_more = torch.compiler.is_compiling()
-        if part_of_more or not first.is_cuda or not torch.is_inference_mode_enabled():
-            return function(first, *rest)
-        return (compiled(function) if can_compile(first.device) else function)(first, *rest)
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def either(first: Any, *rest: Any) -> Any:
+            part_of_more = torch.compiler.is_compiling()
+            if part_of_more or not first.is_cuda or not torch.is_inference_mode_enabled():
+                return function(first, *rest)
+            if not can_compile(first.device):
+                return function(first, *rest)
+            mark_widths(first.ndim - widths, first, *rest)
+            return compiled(function)(first, *rest)
 
-    return either  # type: ignore[return-value]
+        return either  # type: ignore[return-value]
+
+    return decorate
+
+
+def mark_widths(tokens: int, *arguments: Any) -> None:
+    """Tells the compiler that all dimensions after the first ones are always as long."""
+    for x in arguments:
+        if isinstance(x, Tensor):
+            torch._dynamo.mark_static(x, list(range(tokens, x.ndim)))
 
 
 @cache

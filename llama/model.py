@@ -120,7 +120,7 @@ class RMSNorm(nn.Module):
         return _normed(x_BTC, self.weight, self.eps)
 
 
-@fused
+@fused(widths=1)
 def _normed(x_BTC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
     x32_BTC = x_BTC.float()
     scale_BT1 = (x32_BTC.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
@@ -196,7 +196,7 @@ class FeedForward(nn.Module):
         return added_BTC
 
 
-@fused
+@fused(widths=1)
 def _gated(gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
     return F.silu(gate_BTF) * up_BTF
 
@@ -240,7 +240,7 @@ def rotary_tables(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Te
     return torch.cat((cos_BT1E, cos_BT1E), dim=-1), torch.cat((-sin_BT1E, sin_BT1E), dim=-1)
 
 
-@fused
+@fused(widths=2)
 def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return rotate(q, cos, sin), rotate(k, cos, sin)
 

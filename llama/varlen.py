@@ -78,11 +78,13 @@ def has_kernels(k_LGD: Tensor) -> bool:
 
 def merge(parts: Sequence[Part]) -> Tensor:
     """Attention NHD over all parts together; at least one of them has keys for each query."""
+    if len(parts) == 1:
+        return parts[0][0]
     outs, lses = zip(*parts)
     return _merged(*outs, *lses)
 
 
-@fused
+@fused(widths=2)
 def _merged(*outs_and_lses: Tensor) -> Tensor:
     P = len(outs_and_lses) // 2
     outs, lses = outs_and_lses[:P], outs_and_lses[P:]

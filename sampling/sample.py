@@ -71,7 +71,7 @@ def are_numbers(logits_BV: Tensor) -> Tensor:
     return logits_BV.amax(dim=-1).isfinite()
 
 
-@fused
+@fused(widths=1)
 def draw(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> Tensor:
     """Token ids [B]: the inverse of the truncated distribution's cumulative sum, at u.
 
