@@ -67,14 +67,21 @@ class RandomChoices(RandomPairs):
         """A judgement of every ranked answer, whatever order they give."""
         items = ranked_items(self.given.seed.eft_ranked)
 
-        def make() -> Rows:
-            [judged] = self.ask_judge(t, [items], 1)
+        def read(judged: Rows) -> Rows:
             scored = (
                 (item, row["text"]) for item, row in zip(items, judged) if row["score"] is not None
             )
             return [item | {"judgement": text} for item, text in scored]
 
-        return self.judged(self.run.rows(self.own(t, "practice"), make, f"{self.label} of M{t}"))
+        rows = self.run.rows_in_units(
+            self.own(t, "practice"),
+            items,
+            lambda parts: self.ask_judge(t, parts, 1),
+            f"{self.label} of M{t}",
+            unit=self.settings.machine.unit,
+            finish=read,
+        )
+        return self.judged(rows)
 
 
 class OraclePairs(RandomPairs):

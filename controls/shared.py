@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.rows import Row
-from loop.run import Keep, Run
+from loop.run import Finish, Keep, Run
 
 Made = Sequence[Mapping[str, Any]]
 
@@ -48,10 +48,11 @@ class Shared(Run):
         description: str,
         *,
         unit: int,
+        finish: Finish | None = None,
     ) -> list[Row]:
         """As `Run.rows_in_units`."""
-        title = f"{self.label}: {description}"
-        return self.run.rows_in_units(self.place(path), items, make, title, unit=unit)
+        title, place = f"{self.label}: {description}", self.place(path)
+        return self.run.rows_in_units(place, items, make, title, unit=unit, finish=finish)
 
     def json(self, path: str, make: Callable[[], Mapping[str, Any]], description: str) -> Row:
         """As `Run.json`."""

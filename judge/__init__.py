@@ -2,7 +2,13 @@
 
 from judge import metrics
 from judge.canaries import canary_items, canary_scores
-from judge.compare import compare_responses, compare_scores, parse_choice
+from judge.compare import (
+    compare_in_parts,
+    compare_responses,
+    compare_scores,
+    parse_choice,
+    scores_in_parts,
+)
 from judge.complete import Complete, Completion
 from judge.eft import agreeing, make_eft, rebalance
 from judge.length import length_controlled
@@ -19,6 +25,7 @@ __all__ = [
     "answer_pairs",
     "canary_items",
     "canary_scores",
+    "compare_in_parts",
     "compare_responses",
     "compare_scores",
     "judge_in_parts",
@@ -33,4 +40,5 @@ __all__ = [
     "ranked_items",
     "ranked_sets",
     "rebalance",
+    "scores_in_parts",
 ]

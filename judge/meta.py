@@ -8,13 +8,12 @@ arXiv 2407.19594). Knows no model: a meta-judge is a callable that completes pro
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations, product
 from statistics import pvariance
 
-from judge.compare import compare_responses
-from judge.complete import Complete, Row
+from judge.complete import Row
 from judge.eft import agreeing
 from judge.elo import elo
 from judge.metrics import Choice
@@ -25,33 +24,22 @@ Counts = dict[str, int]
 OUTCOMES = ("of_one_mind", "undecided", "pairs")
 
 
-def judgement_pairs(
-    complete: Complete,
-    rubric: Rubric,
-    template: str,
-    prompts: Sequence[Row],
-    responses: Sequence[Row],
-    judgements: Sequence[Row],
-    *,
-    most: int | None,
-    seed: int,
-    max_new_tokens: int,
-) -> tuple[list[Row], Counts]:
-    """Per prompt, the best judgement of its most disputed answer against the worst.
-
-    complete, template: the meta-judge, asked greedily, and its prompt (`load_comparison`).
-    most: prompts that are looked at, from the first on; none: all.
-    Returns pair rows as `answer_pairs` does, with the judge's prompt as the prompt, the judgements'
-    own scores and `chosen_id`, `rejected_id` of the judgements. Counts: `prompts` = of_one_mind (no
-    answer with two different scores) + undecided (the meta-judge prefers none) + `pairs`; beside
-    them its verdicts: `comparisons`, of which `unread`, and `first_wins` and `second_wins`.
-    """
-    text_of = {row["id"]: row["prompt"] for row in prompts[:most]}
-    disputed = [
+def disputed_answers(
+    prompts: Sequence[Row], responses: Sequence[Row], judgements: Sequence[Row]
+) -> list[Row]:
+    """The most disputed answer of each prompt, with its `prompt` and its `judgements`."""
+    text_of = {row["id"]: row["prompt"] for row in prompts}
+    return [
         answer | {"prompt": text_of[answer["prompt_id"]], "judgements": found}
         for answer, found in most_disputed(text_of, responses, judgements)
     ]
-    items = [
+
+
+def judgement_duels(rubric: Rubric, disputed: Iterable[Row]) -> list[Row]:
+    """The judgements of each disputed answer, two at a time, as items for `compare_in_parts`: the
+    meta-judge, asked greedily, with a prompt of `load_comparison`.
+    """
+    return [
         {
             "id": f"{row['id']}.{a}-{b}",
             "prompt": rubric.render(row["prompt"], row["text"]),
@@ -61,23 +49,27 @@ def judgement_pairs(
         for row in disputed
         for a, b in combinations(range(len(row["judgements"])), 2)
     ]
-    verdicts = compare_responses(
-        complete,
-        items,
-        seed=seed,
-        temperature=0.0,
-        top_p=1.0,
-        max_new_tokens=max_new_tokens,
-        template=template,
-    )
+
+
+def judgement_pairs(
+    rubric: Rubric, disputed: Sequence[Row], verdicts: Sequence[Row], prompts: int
+) -> tuple[list[Row], Counts]:
+    """Of each disputed answer the best judgement against the worst, by the verdicts on all duels.
+
+    prompts: how many were looked at.
+    Returns pair rows as `answer_pairs` does, with the judge's prompt as the prompt, the judgements'
+    own scores and `chosen_id`, `rejected_id` of the judgements. Counts: `prompts` = of_one_mind (no
+    answer with two different scores) + undecided (the meta-judge prefers none) + `pairs`; beside
+    them its verdicts: `comparisons`, of which `unread`, and `first_wins` and `second_wins`.
+    """
     weights = position_weights(verdicts)
     verdict_of = {row["id"]: row for row in verdicts}
     pairs = [
         pair for row in disputed if (pair := _pair(row, _wins(row, verdict_of, weights), rubric))
     ]
     counts = {
-        "prompts": len(text_of),
-        "of_one_mind": len(text_of) - len(disputed),
+        "prompts": prompts,
+        "of_one_mind": prompts - len(disputed),
         "undecided": len(disputed) - len(pairs),
         "pairs": len(pairs),
     }

@@ -9,19 +9,22 @@ Nothing here sees what the models are measured on: validation prompts are a file
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dpo.reference import Reference
-from judge import Rubric, judge_responses, mean_score
+from judge import Rubric, judge_in_parts, mean_score
 from judge.compare import outcome_of_scores
 from loop import axes
 from loop.models import Example, Models
 from loop.rows import Row, Rows, as_items
 from loop.run import Run
 from loop.settings import Settings
-from sampling.respond import respond
+from sampling.respond import respond_in_parts
 
 LAST = "last"  # the candidate that is the end of the training
 Pairs = Sequence[Mapping[str, Any]]
@@ -69,25 +72,8 @@ class Choice:
     ) -> Row:
         """Each candidate's answers to the validation prompts against those of the one before."""
         judge = start if self.how.judge == "current" else Path(self.how.judge)
-        answers = {
-            which: self.run.rows(
-                f"{name}.choice/{which}-answers.jsonl",
-                lambda path=path: self._answers(path),  # type: ignore[misc]
-                f"{name}.{which}: validation prompts",
-            )
-            for which, path in candidates.items()
-        }
-        scores = {
-            which: _means(
-                rows,
-                self.run.rows(
-                    f"{name}.choice/{which}-judgements.jsonl",
-                    lambda rows=rows: self._judgements(judge, rows),  # type: ignore[misc]
-                    f"{name}.{which}: judging its answers",
-                ),
-            )
-            for which, rows in answers.items()
-        }
+        answers = {which: self._answers(name, which, path) for which, path in candidates.items()}
+        scores = {which: self._scores(name, which, judge, rows) for which, rows in answers.items()}
         names = list(candidates)
         duels = [
             {"name": now, "against": before, **duel(scores[now], scores[before])}
@@ -99,23 +85,56 @@ class Choice:
         self, name: str, start: Path, candidates: Mapping[str, Path], held_back: Pairs
     ) -> Row:
         """How often each candidate's reward of the chosen answer is above that of the rejected."""
-        reference = self.models.pair_logps(start, held_back)
+        reference, *policies = (
+            self._logps(name, which, path, held_back)
+            for which, path in {"start": start, **candidates}.items()
+        )
         accuracy = {
-            which: reward_accuracy(self.models.pair_logps(path, held_back), reference)
-            for which, path in candidates.items()
+            which: reward_accuracy(policy, reference) for which, policy in zip(candidates, policies)
         }
         best = max(accuracy.values())
         chosen = next(which for which, share in accuracy.items() if share == best)
         return {"chosen": chosen, "pairs": len(held_back), "accuracy": accuracy}
 
-    def _answers(self, path: Path) -> Rows:
-        seed, how = self.settings.seed, self.settings.responses.decoding
-        return respond(self.models.complete(path), self.prompts, n=1, seed=seed, **how)
+    def _answers(self, name: str, which: str, path: Path) -> Rows:
+        complete, seed = self.models.complete(path), self.settings.seed
+        how = self.settings.responses.decoding
+        return self.run.rows_in_units(
+            f"{name}.choice/{which}-answers.jsonl",
+            self.prompts,
+            partial(respond_in_parts, complete, n=1, seed=seed, **how),
+            f"{name}.{which}: validation prompts",
+            unit=self.settings.machine.unit,
+        )
 
-    def _judgements(self, judge: Path, answers: Rows) -> Rows:
-        how, items = self.settings.judging, as_items(self.prompts, answers)
-        complete, seed = self.models.complete(judge), self.settings.seed
-        return judge_responses(complete, self.rubric, items, k=how.k, seed=seed, **how.asking)
+    def _scores(self, name: str, which: str, judge: Path, answers: Rows) -> dict[str, float | None]:
+        """The mean score of each prompt's answer."""
+        complete, how = self.models.complete(judge), self.settings.judging
+        asking = how.asking | {"k": how.k, "seed": self.settings.seed}
+        judgements = self.run.rows_in_units(
+            f"{name}.choice/{which}-judgements.jsonl",
+            as_items(self.prompts, answers),
+            lambda parts: judge_in_parts(complete, self.rubric, parts, **asking),
+            f"{name}.{which}: judging its answers",
+            unit=self.settings.machine.unit,
+        )
+        return _means(answers, judgements)
+
+    def _logps(self, name: str, which: str, path: Path, pairs: Pairs) -> Reference:
+        """`Models.pair_logps`, kept: JSON has fp32 numbers to the last bit."""
+
+        def make() -> Rows:
+            logps = zip(*(some.tolist() for some in self.models.pair_logps(path, pairs)))
+            return [
+                {"id": pair["id"], "chosen": chosen, "rejected": rejected}
+                for pair, (chosen, rejected) in zip(pairs, logps)
+            ]
+
+        rows = self.run.rows(
+            f"{name}.choice/{which}-logps.jsonl", make, f"{name}.{which}: pairs held back"
+        )
+        chosen, rejected = ([row[key] for row in rows] for key in ("chosen", "rejected"))
+        return torch.tensor(chosen), torch.tensor(rejected)
 
 
 def duel(ours: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> dict[str, int]:

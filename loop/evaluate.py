@@ -5,15 +5,18 @@ response), from the one place that may know it, and what it says goes into the r
 else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, islice
+from typing import Any
 
 from judge import (
     Rubric,
     canary_items,
-    compare_responses,
-    compare_scores,
-    judge_responses,
+    compare_in_parts,
+    judge_in_parts,
     ranked_items,
+    scores_in_parts,
 )
 from judge.signs import response_groups, signs
 from loop import axes, health
@@ -24,10 +27,11 @@ from loop.models import BASELINE, Models
 from loop.rows import Row
 from loop.run import Run
 from loop.settings import Settings
-from sampling.respond import Complete, respond
+from sampling.respond import Complete, respond_in_parts
 from seed.read import Seed
 
 Truth = Callable[[str, str], Mapping[str, bool] | None]  # the criteria that a response meets
+Asked = tuple[str, Row]  # in which mode, and a prompt
 
 TAUGHT = ("own_scores", "counts")  # known of a model once it has taught the next
 
@@ -58,21 +62,25 @@ class Evaluation:
         truth: None where no program knows it; then the model, as a judge, compares its answers with
         its predecessor's.
         """
-        answers = self.run.rows(
+        answers = self._in_units(
             f"{name}/eval_answers.jsonl",
-            lambda: self._answers(complete, truth),
+            [(mode, row) for mode in (SAMPLED, GREEDY) for row in self.prompts],
+            lambda parts: self._answers(complete, truth, parts),
             f"{name}: held-out instructions",
         )
-        judgements = self.run.rows(
+        judgements = self._in_units(
             f"{name}/eval_judgements.jsonl",
-            lambda: self._judgements(complete),
+            [*ranked_items(self.ranked), *canary_items(self.ranked[:CANARY_PROMPTS])],
+            lambda parts: judge_in_parts(complete, self.rubric, parts, **self._asking),
             f"{name}: held-out ranked answers",
         )
         compared: list[Row] = []
         if truth is None and before is not None:
-            compared = self.run.rows(
+            how = self.settings.judging.decoding | {"temperature": 0.0}
+            compared = self._in_units(
                 f"{name}/eval_compared.jsonl",
-                lambda: self._compared(complete, answers, before),
+                self._beside(answers, before),
+                partial(compare_in_parts, complete, seed=self.settings.seed, **how),
                 f"{name} against {before}",
             )
         self._progress(name, before, complete, answers)
@@ -106,48 +114,55 @@ class Evaluation:
             "scores": axes.score_signs(self.ranked, judgements, self.rubric.high, self.level),
         }
 
-    def _answers(self, complete: Complete, truth: Truth | None) -> list[Row]:
-        """`samples` sampled answers to each prompt and a greedy one; beside each, what the truth
-        says of it.
+    def _in_units(
+        self,
+        path: str,
+        items: Sequence[Any],
+        make: Callable[[list[Sequence[Any]]], Iterable[list[Row]]],
+        title: str,
+        finish: Callable[[list[Row]], list[Row]] | None = None,
+    ) -> list[Row]:
+        unit = self.settings.machine.unit
+        return self.run.rows_in_units(path, items, make, title, unit=unit, finish=finish)
+
+    @property
+    def _asking(self) -> dict[str, Any]:
+        """How the judge is asked for scores."""
+        how = self.settings.judging
+        return how.asking | {"k": how.k, "seed": self.settings.seed}
+
+    def _answers(
+        self, complete: Complete, truth: Truth | None, parts: Sequence[Sequence[Asked]]
+    ) -> Iterator[list[Row]]:
+        """`samples` sampled answers to a prompt, or a greedy one, part by part; beside each, what
+        the truth says of it.
         """
-        how, longest = self.settings.evaluation, self.settings.responses.max_new_tokens
-        ways = (
-            (SAMPLED, how.samples, how.temperature, how.top_p),
-            (GREEDY, 1, 0.0, 1.0),
-        )
+        how = self.settings.evaluation
+        ways: dict[str, dict[str, Any]] = {
+            SAMPLED: {"n": how.samples, "temperature": how.temperature, "top_p": how.top_p},
+            GREEDY: {"n": 1, "temperature": 0.0, "top_p": 1.0},
+        }
+        seed, longest = self.settings.seed, self.settings.responses.max_new_tokens
         text_of = {row["id"]: row["prompt"] for row in self.prompts}
-        rows = []
-        for mode, n, temperature, top_p in ways:
-            answers = respond(
+
+        def answered(mode: str) -> Iterator[Row]:
+            asked = [[row for way, row in part if way == mode] for part in parts]
+            if not any(asked):
+                return
+            answers = respond_in_parts(
                 complete,
-                self.prompts,
-                n=n,
-                seed=self.settings.seed,
-                temperature=temperature,
-                top_p=top_p,
+                [part for part in asked if part],
+                seed=seed,
                 max_new_tokens=longest,
+                **ways[mode],
             )
-            for row in answers:
+            for row in chain.from_iterable(answers):
                 points = truth(text_of[row["prompt_id"]], row["text"]) if truth else None
-                rows.append(row | {"id": f"{row['id']}.{mode}", "mode": mode, "points": points})
-        return rows
+                yield row | {"id": f"{row['id']}.{mode}", "mode": mode, "points": points}
 
-    def _judgements(self, complete: Complete) -> list[Row]:
-        """Of every ranked answer, and of the canaries on the first few prompts."""
-        return judge_responses(
-            complete,
-            self.rubric,
-            [*ranked_items(self.ranked), *canary_items(self.ranked[:CANARY_PROMPTS])],
-            k=self.settings.judging.k,
-            seed=self.settings.seed,
-            **self.settings.judging.asking,
-        )
-
-    def _compared(self, complete: Complete, ours: Sequence[Row], before: str) -> list[Row]:
-        """Both models' greedy answers, each pair shown to the judge in both orders."""
-        how = self.settings.judging.decoding | {"temperature": 0.0}
-        items = self._beside(ours, before)
-        return compare_responses(complete, items, seed=self.settings.seed, **how)
+        rows = chain.from_iterable(map(answered, ways))  # one way after the other
+        for part in parts:
+            yield list(islice(rows, sum(ways[mode]["n"] for mode, _ in part)))
 
     def _beside(self, ours: Sequence[Row], before: str) -> list[Row]:
         """Items `{id, prompt, ours, theirs}` of both models' greedy answers."""
@@ -162,12 +177,11 @@ class Evaluation:
         """
         if not self.settings.until_plateau or before is None or not self._measured:
             return
-        how, items = self.settings.judging, self._beside(answers, before)
-        rows = self.run.rows(
+        items = self._beside(answers, before)
+        rows = self._in_units(
             f"{name}/eval_duels.jsonl",
-            lambda: compare_scores(
-                complete, self.rubric, items, k=how.k, seed=self.settings.seed, **how.asking
-            ),
+            items,
+            lambda parts: scores_in_parts(complete, self.rubric, parts, **self._asking),
             f"{name} against {before}, by its own scores",
         )
         self.run.json(
@@ -181,12 +195,13 @@ class Evaluation:
         if not self.settings.evaluation.drift or not self._measured:
             return []
         root, first = self.run.root, self._measured[0]
-        prompts = self.prompts[: self.settings.evaluation.drift]
         longest, seed = self.settings.responses.max_new_tokens, self.settings.seed
-        return self.run.rows(
+        return self._in_units(
             f"{name}/eval_drift.jsonl",
-            lambda: self.models.drift(root / name, root / first, prompts, longest, seed),
+            self.prompts[: self.settings.evaluation.drift],
+            lambda parts: self.models.speak_freely(root / name, parts, longest, seed),
             f"{name}: how far from {first}",
+            finish=partial(self.models.drift, root / name, root / first),
         )
 
     def _take_note(self, name: str, before: str | None) -> None:

@@ -3,8 +3,10 @@
 Knows the settings; what a meta-judge is asked and what becomes of it stands in `judge/meta.py`.
 """
 
-from judge.compare import load_comparison
-from judge.meta import judgement_pairs, meta_examples
+from functools import partial
+
+from judge.compare import compare_in_parts, load_comparison
+from judge.meta import disputed_answers, judgement_duels, judgement_pairs, meta_examples
 from judge.rubric import Rubric
 from loop.models import Example, Models
 from loop.rows import Rows
@@ -17,7 +19,7 @@ class MetaRewarding:
 
     def __init__(self, run: Run, settings: Settings, models: Models, rubric: Rubric) -> None:
         self.run, self.how, self.models, self.rubric = run, settings.meta, models, rubric
-        self.seed = settings.seed
+        self.seed, self.unit = settings.seed, settings.machine.unit
         self.template = load_comparison(self.how.template)
 
     def pairs(self, t: int, name: str, prompts: Rows, responses: Rows, judgements: Rows) -> Rows:
@@ -27,20 +29,25 @@ class MetaRewarding:
         how = self.how
         if not how.prompts or t > how.iterations:
             return []
-        return self.run.rows(
+        looked_at = prompts[: how.prompts]
+        disputed = disputed_answers(looked_at, responses, judgements)
+        return self.run.rows_in_units(
             f"{name}/judgement_pairs.jsonl",
-            lambda: judgement_pairs(
+            judgement_duels(self.rubric, disputed),
+            partial(
+                compare_in_parts,
                 self.models.complete(self.run.root / name),
-                self.rubric,
-                self.template,
-                prompts,
-                responses,
-                judgements,
-                most=how.prompts,
                 seed=self.seed,
+                temperature=0.0,
+                top_p=1.0,
                 max_new_tokens=how.max_new_tokens,
+                template=self.template,
             ),
             f"{name}: judging its judgements",
+            unit=self.unit,
+            finish=lambda verdicts: judgement_pairs(
+                self.rubric, disputed, verdicts, len(looked_at)
+            ),
         )
 
     def examples(self, ranked: Rows, judgements: Rows) -> list[Example]:

@@ -4,8 +4,9 @@ steps.
 Here text becomes tokens: above this file there are only rows of text, below it only token ids.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,33 +99,61 @@ class Models:
         rows = [_pair(model, tokenizer, row) for row in pairs]
         return pair_logps(model, rows, self.settings.dpo.micro_tokens, self.group)
 
-    def drift(
+    def speak_freely(
         self,
         path: Path,
-        before: Path,
-        prompts: Sequence[Mapping[str, Any]],
+        parts: Sequence[Sequence[Mapping[str, Any]]],
         max_new_tokens: int,
         seed: int,
-    ) -> list[dict[str, Any]]:
+    ) -> Iterator[list[dict[str, Any]]]:
         """One free sample to each prompt by the model of `path`: temperature 1, no token left out.
 
-        Returns rows `{id, token_count, logp, logp_before}`, summed log-probabilities in nats by it
-        and by the model of `before`. The mean of their difference estimates KL(path ‖ before).
+        Yields each part's rows `{id, prompt, token_ids, finished}`.
         """
-        texts, ids = [row["prompt"] for row in prompts], [row["id"] for row in prompts]
+        prompts = list(chain.from_iterable(parts))
         free: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "n": 1, "seed": seed}
-        speaker = self.speaking(path)
-        said = speaker(
-            texts, ids=ids, max_new_tokens=max_new_tokens, description="drifting", **free
+        said = self.complete(path)(
+            [row["prompt"] for row in prompts],
+            ids=[row["id"] for row in prompts],
+            max_new_tokens=max_new_tokens,
+            parts=[len(part) for part in parts],
+            description="drifting",
+            **free,
         )
-        rows = [_said(speaker.tokenizer, text, one) for text, (one,) in zip(texts, said)]
+        rest = iter(said)
+        for part in parts:
+            yield [
+                {
+                    "id": row["id"],
+                    "prompt": row["prompt"],
+                    "token_ids": one.token_ids,
+                    "finished": one.finished,
+                }
+                for row, (one,) in zip(part, rest)
+            ]
+
+    def drift(
+        self, path: Path, before: Path, said: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """How far the model of `path` is from that of `before`, by what it said freely.
+
+        said: rows of `speak_freely`. Returns rows `{id, token_count, logp, logp_before}`, summed
+        log-probabilities in nats by both. The mean of their difference estimates KL(path ‖ before).
+        """
+        rows: list[Row] = []
         size, logps = self.settings.dpo.micro_tokens, []
         for which in (path, before):
-            model, _ = self._trainable(which)
+            model, tokenizer = self._trainable(which)
+            rows = rows or [_said(tokenizer, row) for row in said]
             logps.append(row_logps(model, rows, size, self.group))
         return [
-            {"id": name, "token_count": sum(row.is_response), "logp": ours, "logp_before": theirs}
-            for name, row, ours, theirs in zip(ids, rows, *logps)
+            {
+                "id": one["id"],
+                "token_count": sum(row.is_response),
+                "logp": ours,
+                "logp_before": theirs,
+            }
+            for one, row, ours, theirs in zip(said, rows, *logps)
         ]
 
     def speaking(self, path: Path) -> Completer:
@@ -205,10 +234,10 @@ def _keeper(
     return keep
 
 
-def _said(tokenizer: Tokenizer, prompt: str, made: Completion) -> Row:
+def _said(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Row:
     """The very tokens that were sampled: encoded anew, their text might have others."""
-    asked = encode_prompt(tokenizer, prompt)
-    ids = [*made.token_ids, *([tokenizer.eos_id] if made.finished else [])]
+    asked = encode_prompt(tokenizer, row["prompt"])
+    ids = [*row["token_ids"], *([tokenizer.eos_id] if row["finished"] else [])]
     return Row([*asked, *ids], [False] * len(asked) + [True] * len(ids))
 
 

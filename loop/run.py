@@ -22,6 +22,7 @@ from loop.together import Group, main_says
 
 Rows = Sequence[Mapping[str, Any]]
 Keep = Callable[[int, Callable[[], Rows]], list[Row]]
+Finish = Callable[[list[Row]], Rows | tuple[Rows, Row]]
 T = TypeVar("T")
 
 
@@ -88,17 +89,19 @@ class Run:
         description: str,
         *,
         unit: int,
+        finish: Finish | None = None,
     ) -> list[Row]:
         """As `rows`, where each item's rows depend on that item alone: kept after every `unit`
         items, so that an interruption costs little more than one unit. `make(parts of items)` gives
-        each part's rows in turn; it may have begun the next by then.
+        each part's rows in turn; it may have begun the next by then. `finish`: makes the stage's
+        rows of all items' rows, where they are not its rows themselves.
         """
         parts = {
             f"{path}.units/{start}-{start + unit}.jsonl": items[start : start + unit]
             for start in range(0, len(items), unit)
         }
 
-        def make_all() -> list[Row]:
+        def make_units() -> list[Row]:
             found = {name: self._find(name, description) for name in parts}
             made = iter(make([part for name, part in parts.items() if found[name] is None]))
             rows: list[Row] = []
@@ -109,6 +112,7 @@ class Run:
                 rows += files.read_jsonl(data)
             return rows
 
+        make_all = (lambda: finish(make_units())) if finish else make_units
         return self._in_parts(path, make_all, description)
 
     def json(self, path: str, make: Callable[[], Mapping[str, Any]], description: str) -> Row:

@@ -17,7 +17,7 @@ from loop.manifest import Manifest
 from loop.models import Models
 from loop.options import build
 from loop.rows import Row
-from loop.run import Keep, Rows, Run
+from loop.run import Finish, Keep, Rows, Run
 from loop.settings import Settings
 
 T = TypeVar("T")
@@ -52,13 +52,14 @@ class ReadRun(Run):
         description: str,
         *,
         unit: int,
+        finish: Finish | None = None,
     ) -> list[Row]:
         """The rows, if all are there; else raises Next, naming the part."""
         if path not in self._stages:
             done = self._parts_of(path)
             part = f", part {done + 1} of {-(-len(items) // unit)}" if done else ""
             raise Next(f"{description}{part} ({path})")
-        return super().rows_in_units(path, items, make, description, unit=unit)
+        return super().rows_in_units(path, items, make, description, unit=unit, finish=finish)
 
     def _find(self, path: str, description: str) -> bytes:
         full = self.root / path

@@ -9,9 +9,16 @@ import pytest
 from test_judge_compare import Reply
 
 from judge import load_rubric
-from judge.compare import load_comparison
+from judge.compare import compare_responses, load_comparison
 from judge.elo import PRIOR, elo
-from judge.meta import judgement_pairs, meta_examples, most_disputed, position_weights
+from judge.meta import (
+    disputed_answers,
+    judgement_duels,
+    judgement_pairs,
+    meta_examples,
+    most_disputed,
+    position_weights,
+)
 from judge.ranked import ranked_items
 
 RUBRIC, TEMPLATE = load_rubric("additive_short"), load_comparison("meta_short")
@@ -47,8 +54,11 @@ class Meta:
 
 def run(rule, responses, judgements, most=None):
     ask = Meta(rule)
-    how = {"most": most, "seed": 0, "max_new_tokens": 9}
-    pairs, counts = judgement_pairs(ask, RUBRIC, TEMPLATE, PROMPTS, responses, judgements, **how)
+    how = {"seed": 0, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 9}
+    disputed = disputed_answers(PROMPTS[:most], responses, judgements)
+    duels = judgement_duels(RUBRIC, disputed)
+    verdicts = compare_responses(ask, duels, template=TEMPLATE, **how)
+    pairs, counts = judgement_pairs(RUBRIC, disputed, verdicts, len(PROMPTS[:most]))
     assert counts["comparisons"] == ask.asked
     assert counts["prompts"] == counts["of_one_mind"] + counts["undecided"] + counts["pairs"]
     return pairs, counts

@@ -13,7 +13,7 @@ from dpo import row_logps
 from llama.parallel import start
 from loop.models import Models, _said
 from loop.settings import Settings
-from sampling import Completer, Completion, Decoding, Request, generate
+from sampling import Completer, Decoding, Request, generate
 
 PROMPTS = [{"id": f"h{i}", "prompt": f"Count {i} words."} for i in range(5)]
 
@@ -34,7 +34,9 @@ def two(tmp_path_factory):
 
 
 def drifted(root, ours, theirs):
-    return Models(None, Settings(), start()).drift(root / ours, root / theirs, PROMPTS, 12, seed=3)
+    models = Models(None, Settings(), start())
+    [said] = models.speak_freely(root / ours, [PROMPTS], 12, seed=3)
+    return models.drift(root / ours, root / theirs, said)
 
 
 def test_from_itself_a_model_has_not_moved(two):
@@ -63,10 +65,11 @@ def test_the_samplers_own_log_probabilities_are_the_first(two):
 def test_the_end_counts_where_the_model_said_it():
     tokenizer = tiny_tokenizer()
     asked = llama.encode_prompt(tokenizer, "Count.")
-    whole = _said(tokenizer, "Count.", Completion("x", [7, 8], finished=True))
+    said = {"prompt": "Count.", "token_ids": [7, 8]}
+    whole = _said(tokenizer, said | {"finished": True})
     assert whole.ids == [*asked, 7, 8, tokenizer.eos_id]
     assert whole.is_response == [False] * len(asked) + [True] * 3
-    cut = _said(tokenizer, "Count.", Completion("x", [7, 8], finished=False))
+    cut = _said(tokenizer, said | {"finished": False})
     assert cut.ids == [*asked, 7, 8] and sum(cut.is_response) == 2
 
 

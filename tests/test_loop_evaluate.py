@@ -56,9 +56,14 @@ class Watched:
     def named(self, path):
         return path.relative_to(self.root).as_posix()
 
-    def drift(self, path, before, prompts, longest, seed):
-        self.asked.append((self.named(path), self.named(before), len(prompts)))
-        pairs = enumerate(prompts)
+    def speak_freely(self, path, parts, longest, seed):
+        for part in parts:
+            yield [{"id": row["id"], "by": self.named(path)} for row in part]
+
+    def drift(self, path, before, said):
+        assert {row["by"] for row in said} == {self.named(path)}
+        self.asked.append((self.named(path), self.named(before), len(said)))
+        pairs = enumerate(said)
         return [{"id": p["id"], "logp": -2.0, "logp_before": -3.0 - i} for i, p in pairs]
 
 

@@ -35,9 +35,9 @@ def rows_alone(path, make, title):
     return made[0] if isinstance(made, tuple) else made
 
 
-def units_alone(path, items, make, description, unit):
+def units_alone(path, items, make, description, unit, finish=None):
     [rows] = make([items])
-    return rows
+    return finish(rows) if finish else rows
 
 
 def practising(k, judge, meta=None):

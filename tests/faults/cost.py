@@ -79,13 +79,21 @@ class Cut(ReadRun):
         self.seconds_of: dict[str, dict[str, list[float]]] = {}
 
     def rows_in_units(
-        self, path: str, items: Sequence[Any], make: Any, description: str, *, unit: int
+        self,
+        path: str,
+        items: Sequence[Any],
+        make: Any,
+        description: str,
+        *,
+        unit: int,
+        finish: Any = None,
     ) -> list[Any]:
         """The rows, and a line that tells the seconds."""
         units = [items[start : start + unit] for start in range(0, len(items), unit)]
         kept = self.rows(path, list, description)
-        if len(units) == 1:
-            print(f"{path}: {len(items)} items, one unit", flush=True)
+        if finish or len(units) == 1:
+            why = "not what its units hold" if finish else "one unit"
+            print(f"{path}: {len(items)} items, {why}", flush=True)
             return kept
         ways = {
             "in units": lambda: list(chain(*make(units))),
