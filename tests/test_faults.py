@@ -44,8 +44,9 @@ def test_the_operations_are_those_of_every_phase(bench: Bench) -> None:
         assert phase in names
     assert {"judgements.jsonl", "reference.safetensors", "eval.json", "report.html"} <= names
     units = {"/".join(path.parts[-2:]) for _, path in bench.trace if ".units" in str(path)}
-    for made in ("responses", "judgements"):
+    for made in ("responses", "judgements", "eval_answers", "eval_judgements"):
         assert {f"{made}.jsonl.units/{part}.jsonl" for part in ("0-2", "2-4")} <= units
+    assert {f"eval_{made}.jsonl.units/0-2.jsonl" for made in ("compared", "drift")} <= units
 
 
 def test_killed_in_the_middle_the_next_run_ends_as_the_clean_one(bench: Bench) -> None:
@@ -126,7 +127,7 @@ def place_of(bench: Bench, words: str, operation: str = "replace") -> int:
 
 def test_status_tells_where_a_run_stands_also_while_it_runs(bench: Bench, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    at = place_of(bench, "judgements.jsonl.units/2-4.jsonl")
+    at = place_of(bench, "M1/judgements.jsonl.units/2-4.jsonl")
     there = tmp_path / "there"
     pid = begin(bench.world, run, act=at_operation(at, lambda *_: there.touch() or time.sleep(60)))
     while not there.exists():

@@ -63,8 +63,8 @@ def one(tmp_path_factory):
 
 @pytest.mark.parametrize("team", [1, 2])
 def test_two_ranks_sample_the_same_rows_and_train_the_same(one, tmp_path, team: int):
-    """From M1 as one process made it: its rows, to the byte; then M2's training. Each rank with a
-    replica, or both with one.
+    """From M1 as one process made it: its rows, to the byte, here in several units; then M2's
+    training. Each rank with a replica, or both with one.
     """
     run = tmp_path / "two"
     shutil.copytree(one, run)
@@ -76,7 +76,8 @@ def test_two_ranks_sample_the_same_rows_and_train_the_same(one, tmp_path, team: 
         (run / path).unlink()
     shutil.rmtree(run / "M2")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    said = end(begin(*torchrun, run=run, how=("--set", f"machine.sample_tp={team}")))
+    how = ("--set", f"machine.sample_tp={team}", "--set", "machine.unit=8")
+    said = end(begin(*torchrun, run=run, how=how))
     assert "2 ranks (cpu), cut across 2 ranks" in said
     assert ("in teams of 2 ranks" in said) == (team == 2)
     for path in rows:
