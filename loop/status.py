@@ -56,8 +56,8 @@ class ReadRun(Run):
     ) -> list[Row]:
         """The rows, if all are there; else raises Next, naming the part."""
         if path not in self._stages:
-            done = self._parts_of(path)
-            part = f", part {done + 1} of {-(-len(items) // unit)}" if done else ""
+            done, parts = self._parts_of(path), -(-len(items) // unit)
+            part = f", part {done + 1} of {parts}" if 0 < done < parts else ""
             raise Next(f"{description}{part} ({path})")
         return super().rows_in_units(path, items, make, description, unit=unit, finish=finish)
 

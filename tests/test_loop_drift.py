@@ -39,6 +39,14 @@ def drifted(root, ours, theirs):
     return models.drift(root / ours, root / theirs, said)
 
 
+def test_what_is_said_freely_in_parts_is_what_is_said(two):
+    models = Models(None, Settings(), start())
+    [whole] = models.speak_freely(two / "M1", [PROMPTS], 12, seed=3)
+    parts = list(models.speak_freely(two / "M1", [PROMPTS[:2], PROMPTS[2:]], 12, seed=3))
+    assert [len(part) for part in parts] == [2, 3] and parts[0] + parts[1] == whole
+    assert [row["id"] for row in whole] == [row["id"] for row in PROMPTS]
+
+
 def test_from_itself_a_model_has_not_moved(two):
     for row in drifted(two, "M1", "M1"):
         assert row["logp"] == row["logp_before"] < 0

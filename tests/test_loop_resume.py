@@ -142,6 +142,34 @@ def test_an_interrupted_stage_goes_on_from_its_last_round(tmp_path, alone, capsy
     assert files.names_in(tmp_path) == [".lock", "config.json", "manifest.json", "r.jsonl"]
 
 
+def test_what_is_made_of_all_units_finds_them_again(tmp_path, alone):
+    """Interrupted there, no unit is made again; and the stage's counts are of what was made."""
+    made = []
+
+    def each(parts):
+        for part in parts:
+            made.append(part)
+            yield [{"n": n} for n in part]
+
+    def killed(rows):
+        raise Killed
+
+    def total(rows):
+        return [{"sum": sum(row["n"] for row in rows)}], {"rows": len(rows)}
+
+    items, how = list(range(5)), {"unit": 2}
+    with Run.open(tmp_path, {}, alone) as run, pytest.raises(Killed):
+        run.rows_in_units("r.jsonl", items, each, "r", finish=killed, **how)
+    with pytest.raises(Next, match=r"^r \(r.jsonl\)$"):
+        ReadRun(tmp_path).rows_in_units("r.jsonl", items, each, "r", finish=total, **how)
+    for _ in range(2):
+        with Run.open(tmp_path, {}, alone) as run:
+            rows = run.rows_in_units("r.jsonl", items, each, "r", finish=total, **how)
+            assert (rows, run.counts("r.jsonl")) == ([{"sum": 10}], {"rows": 5})
+    assert made == [[0, 1], [2, 3], [4]]
+    assert files.names_in(tmp_path) == [".lock", "config.json", "manifest.json", "r.jsonl"]
+
+
 def test_a_unit_that_was_damaged_is_made_again_alone(tmp_path, alone, capsys):
     asked = []
 

@@ -9,7 +9,15 @@ import torch
 from test_sampling_complete import HOW, IDS, PROMPTS, completer
 from test_sampling_engine import DECODING, MODEL, ragged
 
-from judge import judge_in_parts, judge_responses, load_rubric
+from judge import (
+    compare_in_parts,
+    compare_responses,
+    compare_scores,
+    judge_in_parts,
+    judge_responses,
+    load_rubric,
+    scores_in_parts,
+)
 from llama.cache import token_bytes
 from sampling import engine
 from sampling.batch import Batch, Sample
@@ -130,3 +138,22 @@ def test_answers_and_judgements_in_parts_are_the_rows() -> None:
     judged = list(judge_in_parts(complete, rubric, [items[:1], items[1:]], k=2, **how))
     assert [len(part) for part in judged] == [2, 6]
     assert [*chain(*judged)] == judge_responses(complete, rubric, items, k=2, **how)
+
+
+def test_comparisons_in_parts_are_the_rows() -> None:
+    how = {name: value for name, value in HOW.items() if name != "description"}
+    words = [f"{text} One." for text in PROMPTS]
+    items = [
+        {"id": name, "prompt": text, "ours": ours, "theirs": theirs}
+        for name, text, ours, theirs in zip(IDS, PROMPTS, words, reversed(words))
+    ]
+    complete, rubric = completer(), load_rubric("additive_short")
+    for parts in ([items[:3], items[3:]], [[], items[:1], items[1:]]):
+        asked = list(compare_in_parts(complete, parts, template="{prompt}{first}{second}", **how))
+        assert [len(part) for part in asked] == [len(part) for part in parts]
+        assert [*chain(*asked)] == compare_responses(
+            complete, items, template="{prompt}{first}{second}", **how
+        )
+        scored = list(scores_in_parts(complete, rubric, parts, k=2, **how))
+        assert [len(part) for part in scored] == [len(part) for part in parts]
+        assert [*chain(*scored)] == compare_scores(complete, rubric, items, k=2, **how)
