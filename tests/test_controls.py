@@ -37,6 +37,10 @@ class FakeRun:
         rows, self.made[path] = made if isinstance(made, tuple) else (made, {})
         return rows
 
+    def rows_in_units(self, path, items, make, description, unit, finish):
+        [made] = make([items])
+        return self.rows(path, lambda: finish(made), description)
+
     def stages(self, directory):
         inside = f"{directory}/"
         return [path.removeprefix(inside) for path in self._seconds if path.startswith(inside)]
@@ -62,7 +66,8 @@ def arm_of(kind, run=None, seed=0):
     arm = object.__new__(kind)
     arm.run, arm.models = run or FakeRun(), FakeModels()
     rates = TrainSettings(learning_rate=1e-4)
-    arm.settings = SimpleNamespace(seed=seed, sft=rates, dpo=rates, judging=SimpleNamespace(k=3))
+    parts = {"judging": SimpleNamespace(k=3), "machine": SimpleNamespace(unit=9)}
+    arm.settings = SimpleNamespace(seed=seed, sft=rates, dpo=rates, **parts)
     arm.model = lambda t: f"M{t}"
     rows = SimpleNamespace(
         ift=[{"prompt": "i", "response": "a"}],
