@@ -8,18 +8,21 @@ travel together:
   sorted, in groups   12 34 67 89
   groups shuffled     67 12 | 89 34       two steps of long and short items, neighbours alike
 ```
-Then a step is sorted and cut where padding costs least (`cut`), and dealt to those who share it.
+Then a step is sorted and cut where padding costs least (`cut`), and dealt to those who share it; or
+packed, where a larger model's tokens are too dear to be padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from dpo.fork import Ints
-from dpo.lines import Line
+from dpo.lines import Line, MicroBatch, pack, pad
 
 WINDOW = 32  # steps whose items are sorted together
 GROUPS = 4  # groups of like length in a step
@@ -64,6 +67,36 @@ def micro_batches(lines: Sequence[Line], budget: int, parts: int = 1) -> list[li
     return [
         [ordered[n] for n in turn if n % parts == part] for turn in turns for part in range(parts)
     ]
+
+
+def packs(lines: Sequence[Line], budget: int, parts: int = 1) -> list[list[Line]]:
+    """As `micro_batches`, for lines that need no padding: as few as the budget allows.
+
+    The longest line comes first, each goes where the fewest tokens are: parts end at one time.
+    """
+    ordered = sorted(lines, key=lambda line: (-len(line), line.index))
+    for turns in count(1):
+        dealt: list[list[Line]] = [[] for _ in range(turns * parts)]
+        tokens = [0] * len(dealt)
+        for line in ordered:
+            least = tokens.index(min(tokens))
+            dealt[least].append(line)
+            tokens[least] += len(line)
+        if all(n <= budget or len(micro) == 1 for n, micro in zip(tokens, dealt)):
+            break
+    return dealt
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step's lines become micro-batches, and the lines of one a forward pass."""
+
+    cut: Callable[[Sequence[Line], int, int], list[list[Line]]]
+    lay: Callable[[Sequence[Line]], MicroBatch]
+
+
+PADDED = Layout(micro_batches, pad)
+PACKED = Layout(packs, pack)
 
 
 class Dealer(Generic[Item]):

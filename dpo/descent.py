@@ -24,7 +24,7 @@ from tqdm import tqdm
 from dpo.blocks import running_blocks
 from dpo.checkpoint import FILES, find_training, load_training, save_training
 from dpo.crew import Measured, crew
-from dpo.lines import Line, pad
+from dpo.lines import Line, MicroBatch, pad
 from dpo.logprobs import chunk_for, chunked_logps
 from dpo.objectives import Objective
 from dpo.optimizer import clip_grad_norm, make_optimizer
@@ -44,9 +44,14 @@ MAX_SKIPS = 5  # steps in a row without a finite loss and gradient
 Record = dict[str, Any]
 
 
-def forward_logps(model: Llama, lines: Sequence[Line], device: torch.device) -> Tensor:
+def forward_logps(
+    model: Llama,
+    lines: Sequence[Line],
+    device: torch.device,
+    lay: Callable[[Sequence[Line]], MicroBatch] = pad,
+) -> Tensor:
     """Summed log-probability [S] of each response of some lines, in one forward pass."""
-    batch = pad(lines).to(device)
+    batch = lay(lines).to(device)
     chunk = chunk_for(model.config.vocab_size)
 
     def head(hidden_NC: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
@@ -175,7 +180,8 @@ class Descent:
             for left, job in zip(range(len(jobs))[::-1], jobs):
                 sync_copies(self.model, self.group, now=left == 0)
                 with phase("forward"):
-                    shares = job.measure(forward_logps(self.model, job.lines, self.group.device))
+                    logp_S = forward_logps(self.model, job.lines, self.group.device, job.lay)
+                    shares = job.measure(logp_S)
                 with phase("backward"):
                     shares["loss"].backward()
                 for name, share in shares.items():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo.fork import Forked, Ints, forked
+from dpo.fork import Forked, Ints, Packed, forked
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Line:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Lines of like length, padded on the right."""
+    """Lines side by side, padded on the right; or one behind the other, B = 1."""
 
     tokens_BT: Tensor
     source_N: Tensor  # in the flattened [B·T]
     target_N: Tensor
     count_S: Tensor
-    attend: Forked | None = None  # who sees whom; None: every line is an ordinary row
+    attend: Forked | Packed | None = None  # who sees whom; None: every line is an ordinary row
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on a device."""
@@ -125,6 +125,20 @@ def pad(lines: Sequence[Line]) -> MicroBatch:
         _joined([line.target_N for line in lines]),
         _joined([line.count_S for line in lines]),
         forked([line.fork for line in lines], T) if pairs else None,
+    )
+
+
+def pack(lines: Sequence[Line]) -> MicroBatch:
+    """Lines one behind the other in a single row: no padding, unless there are no lines at all."""
+    if not lines:
+        return pad(lines)
+    starts = np.cumsum([0, *map(len, lines)])
+    return MicroBatch(
+        _joined([line.ids_T for line in lines])[None],
+        _joined([line.source_N + start for line, start in zip(lines, starts)]),
+        _joined([line.target_N for line in lines]),
+        _joined([line.count_S for line in lines]),
+        Packed([line.fork for line in lines]),
     )
 
 

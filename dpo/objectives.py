@@ -9,7 +9,7 @@ up, over jobs and over ranks. Knows no optimizer, no file and no rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dpo.batches import Dealer, micro_batches
-from dpo.lines import Line, Pair, Row
+from dpo.batches import PADDED, Dealer, Layout
+from dpo.lines import Line, MicroBatch, Pair, Row
 from dpo.losses import (
     Preference,
     cdpo_loss,
@@ -39,12 +39,14 @@ Both = tuple[Tensor, Tensor]  # of the chosen responses, and of the rejected
 
 @dataclass(frozen=True)
 class Job:
-    """One forward pass: its lines, and what their responses' log-probabilities [S] say.
+    """One forward pass: its lines, how they lie in it, and what their responses'
+    log-probabilities [S] say.
 
     Of the shares that `measure` returns, `loss` is the one to descend.
     """
 
     lines: list[Line]
+    lay: Callable[[Sequence[Line]], MicroBatch]
     measure: Callable[[Tensor], Shares]
 
 
@@ -62,15 +64,16 @@ class Objective(Protocol):
 class SFT:
     """Negative log-likelihood per response token; shares: `loss`, in nats."""
 
-    def __init__(self, rows: Dealer[Row], settings: TrainSettings) -> None:
-        self.rows, self.micro_tokens = rows, settings.micro_tokens
+    def __init__(self, rows: Dealer[Row], settings: TrainSettings, layout: Layout = PADDED) -> None:
+        self.rows, self.micro_tokens, self.layout = rows, settings.micro_tokens, layout
         self.steps_per_epoch = rows.steps_per_epoch
 
     def jobs(self, step: int, parts: int) -> list[Job]:
         """The jobs of a step."""
         lines = self.rows.step(step)
         measure = partial(self._measure, tokens=sum(len(line.target_N) for line in lines))
-        return [Job(micro, measure) for micro in micro_batches(lines, self.micro_tokens, parts)]
+        micros = self.layout.cut(lines, self.micro_tokens, parts)
+        return [Job(micro, self.layout.lay, measure) for micro in micros]
 
     def _measure(self, logp_S: Tensor, tokens: int) -> Shares:
         return {"loss": sft_loss(logp_S).sum() / tokens}
@@ -91,7 +94,9 @@ class DPO:
         reference: Both,
         replay: Dealer[Row] | None,
         settings: TrainSettings,
+        layout: Layout = PADDED,
     ) -> None:
+        self.layout = layout
         self.pairs, self.reference, self.replay, self.settings = pairs, reference, replay, settings
         self.steps_per_epoch = pairs.steps_per_epoch
 
@@ -99,16 +104,15 @@ class DPO:
         """The jobs of a step: the pairs', then the replayed rows'."""
         lines = self.pairs.step(step)
         tokens = sum(int(line.count_S[0]) for line in lines)
-        jobs = [
-            Job(micro, partial(self._measure_pairs, lines=micro, pairs=len(lines), tokens=tokens))
-            for micro in micro_batches(lines, self.settings.micro_tokens, parts)
-        ]
+        measure = partial(self._measure_pairs, pairs=len(lines), tokens=tokens)
+        cut, lay, budget = self.layout.cut, self.layout.lay, self.settings.micro_tokens
+        micros = cut(lines, budget, parts)
+        jobs = [Job(micro, lay, partial(measure, lines=micro)) for micro in micros]
         if self.replay is None:
             return jobs
         rows = self.replay.step(step)
-        measure = partial(self._measure_replay, tokens=sum(len(line.target_N) for line in rows))
-        micros = micro_batches(rows, self.settings.micro_tokens, parts)
-        return jobs + [Job(micro, measure) for micro in micros]
+        replayed = partial(self._measure_replay, tokens=sum(len(line.target_N) for line in rows))
+        return jobs + [Job(micro, lay, replayed) for micro in cut(rows, budget, parts)]
 
     def _measure_pairs(self, logp_S: Tensor, lines: list[Line], pairs: int, tokens: int) -> Shares:
         chosen_B, rejected_B = logp_S.view(-1, 2).unbind(dim=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from dpo.batches import Dealer, micro_batches
+from dpo.batches import PACKED, PADDED, Dealer, Layout, micro_batches
 from dpo.blocks import running_blocks
 from dpo.descent import Descent, forward_logps
 from dpo.lines import Pair, Row, pair_line, row_line
@@ -26,6 +26,7 @@ from llama.model import Llama
 from llama.parallel import Group
 
 LARGEST = 2**26  # weights: of a larger model threads share the products well enough
+SMALLEST = 2**22  # weights: of a smaller model padding costs less than rows on their own
 PROBES = 64  # SFT data are known again by this many rows: reading all would mean encoding all
 
 
@@ -61,7 +62,7 @@ def train_sft(
     dealer = Dealer(rows, line, settings.batch_size, seed)
     probes = sorted({i * (len(rows) - 1) // (PROBES - 1) for i in range(PROBES)})
     data = f"{len(rows)} rows {rows_key(rows[i] for i in probes)}"
-    objective = SFT(dealer, settings)
+    objective = SFT(dealer, settings, _layout(model, settings, group))
     identity = {"data": data, "model": fingerprint(model)}
     count = _processes(model, settings, group, processes)
     with _adapting(model, f"{seed} {data}"):
@@ -98,7 +99,7 @@ def train_dpo(
     _check_adapters(model, settings)
     size, longest = settings.batch_size, model.config.max_seq_len
     dealer = Dealer(pairs, partial(pair_line, longest=longest), size, seed)
-    replayed = None
+    layout, replayed = _layout(model, settings, group), None
     if settings.replay_weight:
         replayed = Dealer(replay, partial(row_line, longest=longest), size, seed)
     start = fingerprint(model)
@@ -107,11 +108,11 @@ def train_dpo(
     if reference is None:
         with running_blocks(model, compiled=settings.compile):  # the kernels that will train
             reference = _reference(
-                model, dealer, settings.micro_tokens, key, group, directory, count
+                model, dealer, settings.micro_tokens, key, group, directory, count, layout
             )
     else:
         data += f", reference {hashlib.sha256(torch.cat(reference).numpy().tobytes()).hexdigest()}"
-    objective = DPO(dealer, reference, replayed, settings)
+    objective = DPO(dealer, reference, replayed, settings, layout)
     with _adapting(model, f"{seed} {rows_key(pair.chosen for pair in pairs)}"):
         descent = Descent(
             model, objective, settings, seed=seed, group=group, directory=directory,
@@ -146,6 +147,13 @@ def _processes(model: Llama, settings: TrainSettings, group: Group, asked: int |
     if apart or model.config.parameter_count > LARGEST:
         return 1
     return min(asked or most_processes(group.device), settings.batch_size)
+
+
+def _layout(model: Llama, settings: TrainSettings, group: Group) -> Layout:
+    """Packed, row by row, where a kernel's call costs little beside a token; never compiled, for
+    each step's lengths are others."""
+    small = model.config.parameter_count < SMALLEST
+    return PADDED if small or settings.compile or group.device.type != "cpu" else PACKED
 
 
 def _check_adapters(model: Llama, settings: TrainSettings) -> None:
@@ -185,11 +193,12 @@ def _reference(
     group: Group,
     directory: Path | None,
     processes: int = 1,
+    layout: Layout = PADDED,
 ) -> Reference:
-    """Without dropout, in the micro-batches of the first epoch."""
+    """Without dropout, in the micro-batches of the first epoch, laid out as there."""
     model.eval()
-    forward = partial(forward_logps, model, device=group.device)
+    forward = partial(forward_logps, model, device=group.device, lay=layout.lay)
     steps = map(pairs.step, range(pairs.steps_per_epoch))
     parts = group.world_size * processes
-    micros = (m for lines in steps for m in micro_batches(lines, micro_tokens, parts))
+    micros = (m for lines in steps for m in layout.cut(lines, micro_tokens, parts))
     return reference_logps(forward, micros, key, directory, group, processes)

@@ -39,7 +39,7 @@ class CausalRows:
         self.positions_BT = torch.arange(T, device=device)[None]
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        return _attention(q_BTHD, k_BTGD, v_BTGD, is_causal=True)
+        return causal(q_BTHD, k_BTGD, v_BTGD)
 
 
 class AfterPrefix:
@@ -89,6 +89,11 @@ class Documents:
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
         return _attention(q_BTHD, k_BTGD, v_BTGD, sees_B1TT=self.sees_B1TT)
+
+
+def causal(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+    """Attention output BTHD of rows whose tokens see themselves and what is before them."""
+    return _attention(q_BTHD, k_BTGD, v_BTGD, is_causal=True)
 
 
 def _attention(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo.batches import OVERHEAD, WINDOW, Dealer, cut, micro_batches, shuffled
+from dpo.batches import OVERHEAD, WINDOW, Dealer, cut, micro_batches, packs, shuffled
 from dpo.lines import Line, Pair, Row, pad, pair_line, row_line
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=9)
@@ -101,6 +101,18 @@ def test_no_other_cut_is_cheaper(lengths: list[int], budget: int, overhead: int)
 
     every = [(*inner, n) for k in range(n) for inner in combinations(range(1, n), k)]
     assert cost(cut(np.array(ascending), budget, overhead=overhead)) == min(map(cost, every))
+
+
+@given(lengths=LENGTHS, budget=st.integers(10, 120), parts=st.integers(1, 4))
+def test_packs_hold_each_row_once_within_the_budget_and_weigh_alike(
+    lengths: list[int], budget: int, parts: int
+) -> None:
+    micros = packs(lines(lengths), budget, parts)
+    found = Counter(line.index for micro in micros for line in micro)
+    assert found == Counter(range(len(lengths))) and len(micros) % parts == 0
+    tokens = [sum(map(len, micro)) for micro in micros]
+    assert all(n <= budget or len(micro) == 1 for n, micro in zip(tokens, micros))
+    assert max(tokens) - min(tokens) <= max(lengths)
 
 
 @pytest.mark.parametrize(("batch_size", "longest"), [(128, 150), (64, 300), (16, 1000)])

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from dpo_runs import SETTINGS, Killed, dpo, files, kill_before, records, sft, we
 from tiny_llama import tiny_model
 from torch import nn
 
+from dpo import batches, descent, trainer
 from dpo import crew as crews
-from dpo import descent, trainer
 from dpo.crew import crew
 from llama.lora import Lora, attach
 from llama.parallel import Group, start
@@ -37,6 +38,34 @@ def test_together_they_train_as_one(train: Any, processes: int, tmp_path: Path) 
     torch.testing.assert_close(weights(shared), weights(alone), rtol=0, atol=1e-5)
     for ours, theirs in zip(records(tmp_path / "shared"), records(tmp_path / "alone"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("train", [sft, dpo])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_packed_they_train_as_padded(
+    train: Any, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And policy and reference still agree to the last bit before the first update."""
+    padded, packed = tiny_model(), tiny_model()
+    train(padded, tmp_path / "padded", replay_weight=0.1)
+    monkeypatch.setattr(trainer, "SMALLEST", 0)
+    monkeypatch.setattr(batches, "pad", lambda _: pytest.fail("padded"))
+    train(packed, tmp_path / "packed", processes=processes, replay_weight=0.1)
+    torch.testing.assert_close(weights(packed), weights(padded), rtol=0, atol=1e-5)
+    ours, theirs = records(tmp_path / "packed"), records(tmp_path / "padded")
+    assert ours == [pytest.approx(record, rel=1e-4, abs=1e-5) for record in theirs]
+    assert ours[0].get("margin", 0) == 0
+
+
+def test_who_trains_on_packed_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger models on a CPU, as written: compiled ones would be compiled for each step anew."""
+    model, alone = tiny_model(), start()
+    assert trainer._layout(model, SETTINGS, alone) is batches.PADDED
+    monkeypatch.setattr(trainer, "SMALLEST", model.config.parameter_count)
+    assert trainer._layout(model, SETTINGS, alone) is batches.PACKED
+    assert trainer._layout(model, replace(SETTINGS, compile=True), alone) is batches.PADDED
+    on_a_card = Group(0, 1, torch.device("cuda"), 1.0)
+    assert trainer._layout(model, SETTINGS, on_a_card) is batches.PADDED
 
 
 def test_adapters_train_together_too() -> None:

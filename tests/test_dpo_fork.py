@@ -1,23 +1,29 @@
-"""A pair on one line: its two answers share the prompt and nothing else."""
+"""A pair on one line: its two answers share the prompt and nothing else, nor do lines in a row."""
+
+from typing import Any
 
 import pytest
 import torch
-from dpo_runs import alone, pairs
+from dpo_runs import alone, pairs, rows
 from tiny_llama import tiny_model
 
-from dpo import Pair, Row
+from dpo import Pair, Row, fork
 from dpo.descent import forward_logps
-from dpo.lines import pair_line
+from dpo.lines import pack, pad, pair_line, row_line
+
+CPU = torch.device("cpu")
+both_layouts = pytest.mark.parametrize("lay", [pad, pack])
 
 
-def test_a_pair_on_one_line_equals_its_rows_alone() -> None:
+@both_layouts
+def test_a_pair_on_one_line_equals_its_rows_alone(lay: Any) -> None:
     """Values and gradients, though the prompt is read once."""
     model = tiny_model().double()
     some = pairs(8)
     lines = [pair_line(pair, i, 99) for i, pair in enumerate(some)]
     assert sum(map(len, lines)) < sum(len(p.chosen.ids) + len(p.rejected.ids) for p in some)
     separate = torch.stack([alone(model, row) for p in some for row in (p.chosen, p.rejected)])
-    together = forward_logps(model, lines, torch.device("cpu"))
+    together = forward_logps(model, lines, CPU, lay)
     torch.testing.assert_close(together, separate, rtol=1e-6, atol=1e-6)
     weights = torch.linspace(-1, 1, len(separate), dtype=torch.float64)
     expected = torch.autograd.grad((separate * weights).sum(), list(model.parameters()))
@@ -25,17 +31,17 @@ def test_a_pair_on_one_line_equals_its_rows_alone() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_chosen_answer_does_not_see_the_rejected_one_nor_the_other_way_round() -> None:
+@both_layouts
+def test_the_chosen_answer_does_not_see_the_rejected_one_nor_the_other_way_round(lay: Any) -> None:
     model = tiny_model()
     pair = Pair(Row([1, 5, 6, 7, 8], [False, False, True, True, True]),
                 Row([1, 5, 9, 10], [False, False, True, True]))  # fmt: skip
-    device = torch.device("cpu")
-    chosen, rejected = forward_logps(model, [pair_line(pair, 0, 99)], device)
+    chosen, rejected = forward_logps(model, [pair_line(pair, 0, 99)], CPU, lay)
     other = Pair(pair.chosen, Row([1, 5, 11, 12], [False, False, True, True]))
-    chosen_now, rejected_now = forward_logps(model, [pair_line(other, 0, 99)], device)
+    chosen_now, rejected_now = forward_logps(model, [pair_line(other, 0, 99)], CPU, lay)
     assert chosen_now == chosen and rejected_now != rejected
     other = Pair(Row([1, 5, 6, 17, 18], pair.chosen.is_response), pair.rejected)
-    chosen_now, rejected_now = forward_logps(model, [pair_line(other, 0, 99)], device)
+    chosen_now, rejected_now = forward_logps(model, [pair_line(other, 0, 99)], CPU, lay)
     assert chosen_now != chosen and rejected_now == rejected
 
 
@@ -43,9 +49,42 @@ def test_the_chosen_answer_does_not_see_the_rejected_one_nor_the_other_way_round
     ("chosen", "rejected"),
     [([1, 5, 6], [1, 5, 6, 7, 8]), ([1, 5, 6, 7, 8], [1, 5, 6]), ([1, 5, 6], [1, 5, 6])],
 )
-def test_an_answer_that_begins_with_the_other(chosen: list[int], rejected: list[int]) -> None:
+@both_layouts
+def test_an_answer_that_begins_with_the_other(
+    lay: Any, chosen: list[int], rejected: list[int]
+) -> None:
     model = tiny_model()
     pair = Pair(*(Row(ids, [False, False] + [True] * (len(ids) - 2)) for ids in (chosen, rejected)))
-    found = forward_logps(model, [pair_line(pair, 0, 99)], torch.device("cpu"))
+    found = forward_logps(model, [pair_line(pair, 0, 99)], CPU, lay)
     expected = torch.stack([alone(model, pair.chosen), alone(model, pair.rejected)])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def packed_and_alone() -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of rows and pairs in one row, and of each answer with nothing beside it."""
+    model, some, others = tiny_model(), rows(3), pairs(3)
+    lines = [row_line(row, i, 99) for i, row in enumerate(some)]
+    lines[1:1] = [pair_line(pair, i, 99) for i, pair in enumerate(others)]
+    answers = [some[0], *(row for p in others for row in (p.chosen, p.rejected)), *some[1:]]
+    batch = pack(lines)
+    assert batch.tokens_BT.shape == (1, sum(map(len, lines)))
+    expected = torch.stack([alone(model, row) for row in answers])
+    return forward_logps(model, lines, CPU, pack), expected
+
+
+def test_lines_in_a_row_equal_lines_alone() -> None:
+    """Rows, which do not fork, among pairs, which do."""
+    torch.testing.assert_close(*packed_and_alone(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_line_that_saw_its_neighbour_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The law above can fail: all as one causal row, each token at its own position."""
+    seeing_all = lambda self, layer, *qkv: fork.causal(*qkv)  # noqa: E731
+    monkeypatch.setattr(fork.Packed, "__call__", seeing_all)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(*packed_and_alone(), rtol=1e-5, atol=1e-5)
+
+
+def test_no_lines_in_a_row() -> None:
+    """A part of a step may be empty: a token is computed, of which nothing is scored."""
+    assert forward_logps(tiny_model(), [], CPU, pack).shape == (0,)
