@@ -9,7 +9,7 @@ travel together:
   groups shuffled     67 12 | 89 34       two steps of long and short items, neighbours alike
 ```
 Then a step is sorted and cut where padding costs least (`cut`), and dealt to those who share it; or
-packed, where a larger model's tokens are too dear to be padding.
+nothing is padded (`packs`), and those who share it get as many tokens each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows and pairs as arrays, and several padded side by side. Knows no order and no loss."""
+"""Rows and pairs as arrays, and several side by side or in a row. Knows no order and no loss."""
 
 # B lines, T tokens, N scored tokens (of all lines), S responses
 

@@ -26,7 +26,7 @@ from llama.model import Llama
 from llama.parallel import Group
 
 LARGEST = 2**26  # weights: of a larger model threads share the products well enough
-SMALLEST = 2**22  # weights: of a smaller model padding costs less than rows on their own
+SMALLEST = 2**22  # weights: a smaller model keeps its padding, and the bits of what it has trained
 PROBES = 64  # SFT data are known again by this many rows: reading all would mean encoding all
 
 
@@ -150,7 +150,7 @@ def _processes(model: Llama, settings: TrainSettings, group: Group, asked: int |
 
 
 def _layout(model: Llama, settings: TrainSettings, group: Group) -> Layout:
-    """Packed, row by row, where a kernel's call costs little beside a token; never compiled, for
+    """Packed on a CPU, where a kernel's call costs little beside a line's tokens; not compiled, for
     each step's lengths are others."""
     small = model.config.parameter_count < SMALLEST
     return PADDED if small or settings.compile or group.device.type != "cpu" else PACKED

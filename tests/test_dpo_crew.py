@@ -23,6 +23,7 @@ from torch import nn
 from dpo import batches, descent, trainer
 from dpo import crew as crews
 from dpo.crew import crew
+from dpo.lines import pack
 from llama.lora import Lora, attach
 from llama.parallel import Group, start
 
@@ -46,11 +47,17 @@ def test_packed_they_train_as_padded(
     train: Any, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And policy and reference still agree to the last bit before the first update."""
-    padded, packed = tiny_model(), tiny_model()
+    padded, packed, passes = tiny_model(), tiny_model(), []
+
+    def noted(lines: Any) -> Any:
+        passes.append(lines)
+        return pack(lines)
+
     train(padded, tmp_path / "padded", replay_weight=0.1)
     monkeypatch.setattr(trainer, "SMALLEST", 0)
-    monkeypatch.setattr(batches, "pad", lambda _: pytest.fail("padded"))
+    monkeypatch.setattr(trainer, "PACKED", batches.Layout(batches.packs, noted))
     train(packed, tmp_path / "packed", processes=processes, replay_weight=0.1)
+    assert len(passes) >= len(records(tmp_path / "packed"))
     torch.testing.assert_close(weights(packed), weights(padded), rtol=0, atol=1e-5)
     ours, theirs = records(tmp_path / "packed"), records(tmp_path / "padded")
     assert ours == [pytest.approx(record, rel=1e-4, abs=1e-5) for record in theirs]
