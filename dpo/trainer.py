@@ -26,7 +26,6 @@ from llama.model import Llama
 from llama.parallel import Group
 
 LARGEST = 2**26  # weights: of a larger model threads share the products well enough
-SMALLEST = 2**22  # weights: a smaller model keeps its padding, and the bits of what it has trained
 PROBES = 64  # SFT data are known again by this many rows: reading all would mean encoding all
 
 
@@ -62,7 +61,7 @@ def train_sft(
     dealer = Dealer(rows, line, settings.batch_size, seed)
     probes = sorted({i * (len(rows) - 1) // (PROBES - 1) for i in range(PROBES)})
     data = f"{len(rows)} rows {rows_key(rows[i] for i in probes)}"
-    objective = SFT(dealer, settings, _layout(model, settings, group))
+    objective = SFT(dealer, settings, _layout(settings, group))
     identity = {"data": data, "model": fingerprint(model)}
     count = _processes(model, settings, group, processes)
     with _adapting(model, f"{seed} {data}"):
@@ -99,7 +98,7 @@ def train_dpo(
     _check_adapters(model, settings)
     size, longest = settings.batch_size, model.config.max_seq_len
     dealer = Dealer(pairs, partial(pair_line, longest=longest), size, seed)
-    layout, replayed = _layout(model, settings, group), None
+    layout, replayed = _layout(settings, group), None
     if settings.replay_weight:
         replayed = Dealer(replay, partial(row_line, longest=longest), size, seed)
     start = fingerprint(model)
@@ -149,11 +148,10 @@ def _processes(model: Llama, settings: TrainSettings, group: Group, asked: int |
     return min(asked or most_processes(group.device), settings.batch_size)
 
 
-def _layout(model: Llama, settings: TrainSettings, group: Group) -> Layout:
+def _layout(settings: TrainSettings, group: Group) -> Layout:
     """Packed on a CPU, where a kernel's call costs little beside a line's tokens; not compiled, for
     each step's lengths are others."""
-    small = model.config.parameter_count < SMALLEST
-    return PADDED if small or settings.compile or group.device.type != "cpu" else PACKED
+    return PADDED if settings.compile or group.device.type != "cpu" else PACKED
 
 
 def _check_adapters(model: Llama, settings: TrainSettings) -> None:

@@ -53,8 +53,9 @@ def test_packed_they_train_as_padded(
         passes.append(lines)
         return pack(lines)
 
-    train(padded, tmp_path / "padded", replay_weight=0.1)
-    monkeypatch.setattr(trainer, "SMALLEST", 0)
+    with monkeypatch.context() as padding:
+        padding.setattr(trainer, "PACKED", batches.PADDED)
+        train(padded, tmp_path / "padded", replay_weight=0.1)
     monkeypatch.setattr(trainer, "PACKED", batches.Layout(batches.packs, noted))
     train(packed, tmp_path / "packed", processes=processes, replay_weight=0.1)
     assert len(passes) >= len(records(tmp_path / "packed"))
@@ -64,15 +65,11 @@ def test_packed_they_train_as_padded(
     assert ours[0].get("margin", 0) == 0
 
 
-def test_who_trains_on_packed_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Larger models on a CPU, as written: compiled ones would be compiled for each step anew."""
-    model, alone = tiny_model(), start()
-    assert trainer._layout(model, SETTINGS, alone) is batches.PADDED
-    monkeypatch.setattr(trainer, "SMALLEST", model.config.parameter_count)
-    assert trainer._layout(model, SETTINGS, alone) is batches.PACKED
-    assert trainer._layout(model, replace(SETTINGS, compile=True), alone) is batches.PADDED
-    on_a_card = Group(0, 1, torch.device("cuda"), 1.0)
-    assert trainer._layout(model, SETTINGS, on_a_card) is batches.PADDED
+def test_who_trains_on_packed_lines() -> None:
+    """Models on a CPU, as written: compiled ones would be compiled for each step anew."""
+    assert trainer._layout(SETTINGS, start()) is batches.PACKED
+    assert trainer._layout(replace(SETTINGS, compile=True), start()) is batches.PADDED
+    assert trainer._layout(SETTINGS, Group(0, 1, torch.device("cuda"), 1.0)) is batches.PADDED
 
 
 def test_adapters_train_together_too() -> None:
