@@ -9,8 +9,9 @@ Lines lie side by side, padded (`Forked`),
 ```
 or one behind the other, in a single row without padding (`Packed`):
 ```
-  row          p p p c c r r r p p c c c r        two lines
-  attention    p p p c c   p p p r r r   p p c c c   p p r        four causal rows, one by one
+  row          p p p c c r r r p p c c c r                       two lines
+  queries      p p p c c         r r r   p p c c c       r       one after the other, each as long
+  over keys    p p p c c   p p p r r r   p p c c c   p p r       as it is
 ```
 Exact: no token sees another one than it would in a row of its own.
 """
@@ -56,7 +57,7 @@ class Forked:
 class Packed:
     """The `Attend` of lines one behind the other, each of (shared, chosen, rejected) tokens.
 
-    On a CPU a kernel's call costs little, and each causal row is computed just as long as it is.
+    On a CPU a kernel's call costs little.
     """
 
     def __init__(self, forks: Sequence[tuple[int, int, int]]) -> None:
@@ -81,8 +82,9 @@ class Packed:
             first = next(parts)
             seen.append(causal(*first))
             if rejected:
-                second = (torch.cat((x[:, :shared], y), 1) for x, y in zip(first, next(parts)))
-                seen.append(causal(*second)[:, shared:])
+                q_BTHD, *own = next(parts)
+                keys, values = (torch.cat((x[:, :shared], y), 1) for x, y in zip(first[1:], own))
+                seen.append(causal(q_BTHD, keys, values))
         return torch.cat(seen, dim=1)
 
 
