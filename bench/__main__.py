@@ -1,6 +1,6 @@
 """`python -m bench`: races our sampling and DPO against other tools', and writes BENCHMARKS.md.
 
-Takes twenty minutes and wants the machine to itself. `--quick` runs it in miniature, to see
+Takes forty minutes and wants the machine to itself. `--quick` runs it in miniature, to see
 that it works: its numbers mean nothing, and it writes a file only where `--out` says so.
 """
 
