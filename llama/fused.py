@@ -4,11 +4,11 @@
   as written    x → fp32 · squares · mean · + eps · root · product · bf16 · product     8 kernels
   fused         x →                          norm                                       1 kernel
 ```
-Compiled by torch when first used, for any number of tokens, but for one width: to find an element's
-place divides by widths, and by a number known beforehand that is several times faster than reading
-the element, by another several times slower. The numbers are the same but for rounding. Where torch
-cannot compile, a warning says so, and everything runs as written. In training it does anyway, or
-whole blocks are compiled (`dpo/blocks.py`).
+Compiled by torch when first used, for any number of tokens, but for one width: an element's place
+is found by dividing by widths, and where these are not known beforehand, that takes several times
+as long as reading the element. The numbers are the same but for rounding. Where torch cannot
+compile, a warning says so, and everything runs as written. In training it does anyway, or whole
+blocks are compiled (`dpo/blocks.py`).
 """
 
 from __future__ import annotations
