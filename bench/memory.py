@@ -2,10 +2,10 @@
 
 Trains (two steps of two micro-batches each) and samples, each time in a fresh process, in fp32 on
 the CPU: the tiny model in seconds, and one of 134M. With two ranks, it is the first one's memory.
-Measured is the most resident memory above what the process had before it made the model. The
-processes give freed blocks back at once (MALLOC_MMAP_THRESHOLD_): by default glibc keeps those
-below 32 MB, in fragments, which a tiny model has many of, and its process may then hold two or
-three times what it uses.
+Measured is the most resident memory above what the process had before it made the model, having
+done the same with a very small one. The processes give freed blocks back at once
+(MALLOC_MMAP_THRESHOLD_): by default glibc keeps those below 32 MB, in fragments, which a tiny model
+has many of, and its process may then hold two or three times what it uses.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from sampling import Decoding, Request
 from sampling.engine import generate
 
 MODELS = {"tiny": TINY, "134M": MEDIUM}
+SMALL = LlamaConfig(vocab_size=64, dim=8, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=8)
 TOKENS = {"tiny": (4096, 512), "134M": (1024, 256)}  # of a forward pass, and of a row
 SLOTS = {"tiny": (256, 64, 128), "134M": (32, 128, 64)}  # slots, tokens of a prompt, new tokens
 N = 4  # samples of a prompt
@@ -96,25 +97,27 @@ def in_fresh_processes(model: str, phase: str) -> tuple[int, int]:
 
 def in_this_process(name: str, phase: str) -> tuple[int, int]:
     """(planned, measured) bytes; to be asked of a process once."""
-    config, draw = MODELS[name], random.Random(0)
     group = start()
-    work(Llama(LlamaConfig(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=8)), group)
+    work(SMALL, (64, 32), (8, 8, 8), phase, group)  # takes what torch takes once
     gc.collect()
     before = memory("VmRSS")
-    if phase == "sampling":
-        need = sample(config, *SLOTS[name], draw)
-    else:
-        need = train(config, *TOKENS[name], phase, draw, group)
+    need = work(MODELS[name], TOKENS[name], SLOTS[name], phase, group)
     group.stop()
     return need.total, memory("VmHWM") - before
 
 
-def work(model: Llama, group: Group) -> None:
-    """A step of a very small model, which takes what torch takes once."""
-    model.init_weights()
-    shard(model, group)
-    model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
-    torch.optim.AdamW(model.parameters(), fused=True).step()
+def work(
+    config: LlamaConfig,
+    tokens: tuple[int, int],
+    slots: tuple[int, int, int],
+    phase: str,
+    group: Group,
+) -> Need:
+    """The phase from beginning to end; the plan for it."""
+    draw = random.Random(0)
+    if phase == "sampling":
+        return sample(config, *slots, draw)
+    return train(config, *tokens, phase, draw, group)
 
 
 def train(
@@ -144,9 +147,9 @@ def train(
         row = Row(ids(length, config, draw), [False] + [True] * (length - 1))
         rows = [row] * count
         train_sft(model, rows, settings, seed=0, group=group, processes=1)
-    attended, scored = (tokens * 4 // 3, tokens * 2 // 3) if pairs else (tokens, tokens)
-    how = Training(
-        ranks, tokens, attended, scored, FP32, False, recompute, True, CHUNK_LOGITS,
+    scored = tokens * 2 // 3 if pairs else tokens
+    how = Training(  # packed lines: attention sees no more tokens than there are
+        ranks, tokens, tokens, scored, FP32, False, recompute, True, CHUNK_LOGITS,
         lora=settings.lora,
     )  # fmt: skip
     return training(config, how)

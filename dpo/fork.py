@@ -1,17 +1,11 @@
 """Attention for a prompt that is read once for its two answers. Knows no weights, no loss.
 
-Lines lie side by side, padded (`Forked`),
+Lines lie side by side, padded; without padding, on a CPU, see `dpo/packed.py`.
 ```
   line       p p p c c r r r .        prompt, chosen, rejected, padding
   position   0 1 2 3 4 3 4 5 0        where the rejected answer stood on its own
   unfolded   p p p c c .              for attention alone, two ordinary causal rows; all else in
              p p p r r r              the model, which is most of it, sees the line
-```
-or one behind the other, in a single row without padding (`Packed`):
-```
-  row          p p p c c r r r p p c c c r                       two lines
-  queries      p p p c c         r r r   p p c c c       r       one after the other, each as long
-  over keys    p p p c c   p p p r r r   p p c c c   p p r       as it is
 ```
 Exact: no token sees another one than it would in a row of its own.
 """
@@ -21,13 +15,12 @@ Exact: no token sees another one than it would in a row of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llama.attention import CausalRows, causal
+from llama.attention import CausalRows
 
 Ints = np.ndarray
 
@@ -52,40 +45,6 @@ class Forked:
         """Attention output, BTHD."""
         unfolded = (_take(x, self.unfold_2BU) for x in (q_BTHD, k_BTGD, v_BTGD))
         return _take(self.rows(layer, *unfolded), self.fold_BT)
-
-
-class Packed:
-    """The `Attend` of lines one behind the other, each of (shared, chosen, rejected) tokens.
-
-    On a CPU a kernel's call costs little.
-    """
-
-    def __init__(self, forks: Sequence[tuple[int, int, int]]) -> None:
-        # an answer with which the other begins is no fork: one causal row says all
-        self.forks = [f if f[1] and f[2] else (sum(f), 0, 0) for f in forks]
-        self.sizes = [n for s, c, r in self.forks for n in (s + c, r) if n]
-        spans = [span for s, c, r in self.forks for span in ((0, s + c), (s, s + r))]
-        places = np.concatenate([np.arange(*span) for span in spans])
-        self.positions_BT = torch.from_numpy(places)[None]
-
-    def to(self, device: torch.device) -> Packed:
-        """The same on a device."""
-        moved = copy(self)
-        moved.positions_BT = self.positions_BT.to(device)
-        return moved
-
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        """Attention output, BTHD."""
-        parts = zip(*(x.split(self.sizes, dim=1) for x in (q_BTHD, k_BTGD, v_BTGD)))
-        seen = []
-        for shared, _, rejected in self.forks:
-            first = next(parts)
-            seen.append(causal(*first))
-            if rejected:
-                q_BTHD, *own = next(parts)
-                keys, values = (torch.cat((x[:, :shared], y), 1) for x, y in zip(first[1:], own))
-                seen.append(causal(q_BTHD, keys, values))
-        return torch.cat(seen, dim=1)
 
 
 def forked(forks: Sequence[tuple[int, int, int]], T: int) -> Forked:

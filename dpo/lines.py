@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo.fork import Forked, Ints, Packed, forked
+from dpo.fork import Forked, Ints, forked
+from dpo.packed import Packed
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class CausalRows:
         self.positions_BT = torch.arange(T, device=device)[None]
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        return causal(q_BTHD, k_BTGD, v_BTGD)
+        return _attention(q_BTHD, k_BTGD, v_BTGD, is_causal=True)
 
 
 class AfterPrefix:
@@ -89,17 +89,6 @@ class Documents:
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
         return _attention(q_BTHD, k_BTGD, v_BTGD, sees_B1TT=self.sees_B1TT)
-
-
-def causal(q_BTHD: Tensor, k_BNGD: Tensor, v_BNGD: Tensor) -> Tensor:
-    """Attention output BTHD of the last T tokens of rows of N, which see what is before them and
-    themselves.
-    """
-    T, N = q_BTHD.shape[1], k_BNGD.shape[1]
-    if T == N:
-        return _attention(q_BTHD, k_BNGD, v_BNGD, is_causal=True)
-    sees_TN = torch.ones(T, N, dtype=torch.bool, device=q_BTHD.device).tril(N - T)
-    return _attention(q_BTHD, k_BNGD, v_BNGD, sees_B1TT=sees_TN)
 
 
 def _attention(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llama.attention import Attend, CausalRows
 from llama.config import LlamaConfig
 from llama.fused import fused
+from llama.norm import RMSNorm
 
 Head = Callable[[Tensor, Callable[[Tensor], Tensor]], Any]
 
@@ -105,26 +106,6 @@ class Llama(nn.Module):
             if name.endswith(("wo.weight", "w2.weight")):
                 deviation *= shrink
             weight.normal_(0.0, deviation, generator=generator)
-
-
-class RMSNorm(nn.Module):
-    """A vector scaled to root mean square 1, then by a learnt weight (arXiv 1910.07467)."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """x / sqrt(mean(x²) + eps) · weight; fp32 until the weight: bf16 squares lose too much."""
-        return _normed(x_BTC, self.weight, self.eps)
-
-
-@fused(widths=1)
-def _normed(x_BTC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
-    x32_BTC = x_BTC.float()
-    scale_BT1 = (x32_BTC.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
-    return (x32_BTC * scale_BT1).type_as(x_BTC) * weight_C
 
 
 class Block(nn.Module):

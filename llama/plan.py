@@ -31,7 +31,8 @@ class Training:
     ranks: that hold the weights together. recompute: as in `dpo.blocks`. moment: bytes of each of
     Adam's two. offload: weights, gradients and moments wait elsewhere.
     tokens, scored: of the largest forward pass, padding included, and of those with a loss.
-    attended: tokens that attention sees; more than `tokens` where a prompt's two answers share it.
+    attended: tokens that attention sees; more than `tokens` where a prompt's two answers share it
+    and lines are padded.
     width: bytes of a number in the computation. accumulates: a rank takes several such passes a
     step. logits_at_once: numbers, as in `dpo.logprobs`. lora: the adapters that learn beside frozen
     weights, if they do.
@@ -81,17 +82,15 @@ def saved_by_block(config: LlamaConfig, how: Training) -> int:
     """Bytes that one block keeps for its backward pass.
 
     ```
-      x  norm  h  │ q k v  out, log-sum-exp  (folded)  │ x  norm  h  │ w1  silu  w3  product
+      x  h  │ q k v  out, log-sum-exp  (folded)  │ x  h  │ w1  silu  w3  product
     ```
-    Either half begins with x in fp32, which is x itself where the computation is in fp32. Beside
-    frozen weights a norm is kept by nobody, h and the product only by adapters that read them.
+    Beside frozen weights h and the product are kept only by adapters that read them.
     """
     C, F, H, w = config.dim, config.ffn_dim, config.n_heads, how.width
     K = config.n_kv_heads * config.head_dim
     learn = TARGETS if how.lora is None else how.lora.targets
-    norms = 2 if how.lora is None else 0
     inputs = any(n in learn for n in ("wq", "wk", "wv")) + any(n in learn for n in ("w1", "w3"))
-    halves = 2 * (4 * C + 4 + how.dropout * w * C) + (norms + inputs) * w * C
+    halves = 2 * (4 + (1 + how.dropout) * w * C) + inputs * w * C
     attended = (2 * C + 2 * K) * w + 4 * H  # q, out, k, v
     folded = w * C if how.attended != how.tokens and "wo" in learn else 0
     inner = (3 + ("w2" in learn)) * F * w

@@ -45,7 +45,10 @@ def needs(
 def train_size(
     settings: Settings, how: TrainSettings, config: LlamaConfig, ranks: int, pairs: bool
 ) -> Training:
-    """A step of rows as long as the model reads them; a pair's prompt and answers alike long."""
+    """A step of rows as long as the model reads them; a pair's prompt and answers alike long.
+
+    Lines are padded: packed, as on a CPU, attention sees no token twice, which takes a little less.
+    """
     longest = config.max_seq_len * 3 // 2 if pairs else config.max_seq_len
     lines = -(-how.batch_size // ranks)
     tokens = max(longest, min(how.micro_tokens, lines * longest))

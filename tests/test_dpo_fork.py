@@ -7,9 +7,12 @@ import torch
 from dpo_runs import alone, pairs, rows
 from tiny_llama import tiny_model
 
-from dpo import Pair, Row, fork
+from dpo import Pair, Row
 from dpo.descent import forward_logps
+from dpo.fork import forked
 from dpo.lines import pack, pad, pair_line, row_line
+from dpo.packed import Packed
+from llama.attention import Attend, CausalRows
 
 CPU = torch.device("cpu")
 both_layouts = pytest.mark.parametrize("lay", [pad, pack])
@@ -79,8 +82,7 @@ def test_lines_in_a_row_equal_lines_alone() -> None:
 
 def test_a_line_that_saw_its_neighbour_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The law above can fail: all as one causal row, each token at its own position."""
-    seeing_all = lambda self, layer, *qkv: fork.causal(*qkv)  # noqa: E731
-    monkeypatch.setattr(fork.Packed, "__call__", seeing_all)
+    monkeypatch.setattr(Packed, "__call__", CausalRows.__call__)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(*packed_and_alone(), rtol=1e-5, atol=1e-5)
 
@@ -88,3 +90,47 @@ def test_a_line_that_saw_its_neighbour_would_be_noticed(monkeypatch: pytest.Monk
 def test_no_lines_in_a_row() -> None:
     """A part of a step may be empty: a token is computed, of which nothing is scored."""
     assert forward_logps(tiny_model(), [], CPU, pack).shape == (0,)
+
+
+def output_and_gradients(attend: Attend, rows: int, heads: int, like: torch.dtype) -> list[Any]:
+    """Of random queries, keys and values of 2 heads; a gradient for each token of the output."""
+    T = len(attend.positions_BT.flatten()) // rows
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(rows, T, n, 8) for n in (heads, 2, 2, heads)]
+    *qkv, grad = (torch.randn(shape, generator=draw, dtype=like) for shape in shapes)
+    leaves = [x.requires_grad_() for x in qkv]
+    out = attend(0, *leaves)
+    return [out, *torch.autograd.grad(out, leaves, grad)]
+
+
+FORKS = [(5, 4, 3), (2, 1, 6), (12, 0, 0), (4, 8, 0), (4, 0, 8), (1, 2, 9)]
+
+
+@pytest.mark.parametrize("heads", [2, 4, 6])
+@pytest.mark.parametrize("like", [torch.float64, torch.float32, torch.bfloat16])
+def test_attention_in_a_row_is_that_of_lines_side_by_side(heads: int, like: torch.dtype) -> None:
+    """Outputs and the gradients of queries, keys and values, whatever the type and the groups."""
+    whole = [fork for fork in FORKS if sum(fork) == 12]
+    padded = output_and_gradients(forked(whole, 12), len(whole), heads, like)
+    packed = output_and_gradients(Packed(whole), 1, heads, like)
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}[like]
+    for found, expected in zip(packed, padded):
+        expected = expected.flatten(0, 1)[None]
+        torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
+    positions = forked(whole, 12).positions_BT.flatten()
+    torch.testing.assert_close(Packed(whole).positions_BT.flatten(), positions)
+
+
+def test_nothing_of_a_piece_is_kept_but_its_log_sum_exp() -> None:
+    """For the backward pass the row's q, k, v and output; a mask is the batch's, for all blocks."""
+    attend, kept = Packed(FORKS), dict[int, int]()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output_and_gradients(attend, 1, 4, torch.float32)
+    T = attend.positions_BT.numel()
+    assert sum(map(sum, FORKS)) == T
+    assert sum(kept.values()) == 4 * T * ((4 + 2 + 2 + 4) * 8 + 4)

@@ -69,14 +69,14 @@ def test_without_a_compiler_it_runs_as_written_after_one_warning(seen, monkeypat
 
 @pytest.mark.filterwarnings("default")
 def test_a_compiled_norm_and_rotation_are_those_as_written() -> None:
-    from llama import model
+    from llama import model, norm
 
     draw = torch.Generator().manual_seed(0)
     x_BTC, weight_C = torch.randn(3, 5, 32, generator=draw), torch.randn(32, generator=draw)
     cos, sin = model.rotary_tables(torch.arange(15).view(3, 5), 16, 1e4)
     q_BTHD = x_BTC.unflatten(-1, (2, 16))
     for function, arguments in (
-        (model._normed.__wrapped__, (x_BTC, weight_C, 1e-5)),
+        (norm._normed.__wrapped__, (x_BTC, weight_C, 1e-5)),
         (model.rotate, (q_BTHD, cos, sin)),
     ):
         torch.testing.assert_close(fused.compiled(function)(*arguments), function(*arguments))

@@ -14,7 +14,7 @@ from bench.memory import in_fresh_processes
 from dpo import Pair, Row, TrainSettings
 from dpo.blocks import KEPT
 from dpo.descent import _training, forward_logps
-from dpo.lines import Line, pair_line, row_line
+from dpo.lines import Line, pack, pad, pair_line, row_line
 from dpo.logprobs import CHUNK_LOGITS
 from llama import PRESETS, Llama, LlamaConfig
 from llama.__main__ import main
@@ -62,7 +62,7 @@ def model_and_lines(config: LlamaConfig, how: Training) -> tuple[Llama, list[Lin
     return model, [pair_line(two, i, 96) for i in range(4)]
 
 
-def kept_bytes(config: LlamaConfig, how: Training) -> int:
+def kept_bytes(config: LlamaConfig, how: Training, lay: Any = pad) -> int:
     """What a forward pass over four lines of 48 tokens keeps for the backward pass, weights aside;
     counted where autograd saves it.
     """
@@ -77,7 +77,7 @@ def kept_bytes(config: LlamaConfig, how: Training) -> int:
     settings = TrainSettings(1e-3, dropout=0.1 * how.dropout)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with _training(model, settings), hooks:
-        forward_logps(model, lines, torch.device("cpu"))
+        forward_logps(model, lines, torch.device("cpu"), lay)
     return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
 
 
@@ -88,6 +88,17 @@ def test_a_block_keeps_what_the_plan_says_to_the_byte(config: LlamaConfig, how: 
     deeper = replace(config, n_layers=config.n_layers + 2)
     more = kept_bytes(deeper, how) - kept_bytes(config, how)
     assert more == 2 * saved_by_block(config, how)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "pairs", "pairs in bf16", *ADAPTERS])
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_a_block_keeps_no_more_of_packed_lines_and_of_pairs_less(
+    config: LlamaConfig, name: str
+) -> None:
+    """To the byte: one behind the other, a shared prompt is there once, for attention too."""
+    how, deeper = (WAYS | ADAPTERS)[name], replace(config, n_layers=config.n_layers + 2)
+    more = kept_bytes(deeper, how, pack) - kept_bytes(config, how, pack)
+    assert more == 2 * saved_by_block(config, replace(how, attended=how.tokens))
 
 
 SELECTIVE = ("adapters", "adapters in bf16", "adapters, pairs", "some")
@@ -106,15 +117,20 @@ class Products(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("lay", [pad, pack])
 @pytest.mark.parametrize("name", ["fp32", "bf16", "pairs", "pairs in bf16", *SELECTIVE])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-def test_selective_keeps_an_input_and_products_to_the_byte(config: LlamaConfig, name: str) -> None:
+def test_selective_keeps_an_input_and_products_to_the_byte(
+    config: LlamaConfig, name: str, lay: Any
+) -> None:
     how, found = replace((WAYS | ADAPTERS)[name], recompute="selective"), []
     for n_layers in (2, 4):
         model, lines = model_and_lines(replace(config, n_layers=n_layers), how)
         with Products() as products, torch.no_grad():
-            forward_logps(model, lines, torch.device("cpu"))
+            forward_logps(model, lines, torch.device("cpu"), lay)
         found.append(products.total)
+    if lay is pack:
+        how = replace(how, attended=how.tokens)
     inputs = how.tokens * config.dim * how.width
     assert found[1] - found[0] == 2 * (kept_by_block(config, how) - inputs)
     assert kept_by_block(config, replace(how, recompute="full")) == inputs
