@@ -28,6 +28,9 @@ from llama.lora import Lora, attach
 from llama.parallel import Group, start
 
 CPU = torch.device("cpu")
+# of a weight, five steps of up to 3e-3 each: where a gradient is 5e-7 beside others of 0.1, AdamW
+# makes a step of 2e-5 out of its last bits
+ROUNDING = 1e-4
 
 
 @pytest.mark.parametrize("train", [sft, dpo])
@@ -36,7 +39,7 @@ def test_together_they_train_as_one(train: Any, processes: int, tmp_path: Path) 
     alone, shared = tiny_model(), tiny_model()
     train(alone, tmp_path / "alone", processes=1)
     train(shared, tmp_path / "shared", processes=processes)
-    torch.testing.assert_close(weights(shared), weights(alone), rtol=0, atol=1e-5)
+    torch.testing.assert_close(weights(shared), weights(alone), rtol=0, atol=ROUNDING)
     for ours, theirs in zip(records(tmp_path / "shared"), records(tmp_path / "alone"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
@@ -59,7 +62,7 @@ def test_packed_they_train_as_padded(
     monkeypatch.setattr(trainer, "PACKED", batches.Layout(batches.packs, noted))
     train(packed, tmp_path / "packed", processes=processes, replay_weight=0.1)
     assert len(passes) >= len(records(tmp_path / "packed"))
-    torch.testing.assert_close(weights(packed), weights(padded), rtol=0, atol=1e-5)
+    torch.testing.assert_close(weights(packed), weights(padded), rtol=0, atol=ROUNDING)
     ours, theirs = records(tmp_path / "packed"), records(tmp_path / "padded")
     assert ours == [pytest.approx(record, rel=1e-4, abs=1e-5) for record in theirs]
     assert ours[0].get("margin", 0) == 0
