@@ -19,7 +19,6 @@ stand together. Knows no weights, no text and no sampling.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llama.attention import AfterPrefix, CausalRows
@@ -145,11 +144,9 @@ class Cohort:
         """Makes place for one more token in every slot."""
         self.age += 1
         if self.age > self.suffix_k_YSGND.shape[3]:
-            # zeros: what is masked gets weight 0, and 0 times whatever lies about may be NaN
             more = min(max(GROWTH, self.age // 8), self.new - self.age + 1)
-            longer = (0, 0, 0, more)
-            self.suffix_k_YSGND = F.pad(self.suffix_k_YSGND[:, : self.slots], longer)
-            self.suffix_v_YSGND = F.pad(self.suffix_v_YSGND[:, : self.slots], longer)
+            self.suffix_k_YSGND = _longer(self.suffix_k_YSGND[:, : self.slots], more)
+            self.suffix_v_YSGND = _longer(self.suffix_v_YSGND[:, : self.slots], more)
 
     def release(self, kept_S: Tensor) -> Tensor:
         """See `Cache.release`: the last slots move into the holes, and so do the last rows."""
@@ -244,6 +241,18 @@ def _by_slot(x_GN: Tensor, slots: int) -> Tensor:
     """(head, slot and query) … → (slot, head, query) …"""
     x_GSM: Tensor = x_GN.unflatten(1, (slots, -1))
     return x_GSM.transpose(0, 1)
+
+
+def _longer(arena_YSGND: Tensor, more: int) -> Tensor:
+    """A copy with so many tokens more, all zeros.
+
+    What is masked gets weight 0, and 0 times whatever lies about may be NaN.
+    """
+    Y, S, G, N, D = arena_YSGND.shape
+    longer_YSGND = arena_YSGND.new_empty(Y, S, G, N + more, D)
+    longer_YSGND[:, :, :, :N] = arena_YSGND
+    longer_YSGND[:, :, :, N:] = 0
+    return longer_YSGND
 
 
 def _close(kept_N: Tensor) -> Tensor:

@@ -149,5 +149,6 @@ def _below(aim_B1: Tensor, limit_B1: Tensor) -> Tensor:
 def _sorted(weight_BV: Tensor) -> Tensor:
     import numpy as np
 
-    # values without their places: NumPy's vector sort takes a thirtieth of torch's time
-    return torch.from_numpy(np.sort(weight_BV.numpy()))
+    # values without their places: NumPy's vector sort takes a thirtieth of torch's time, and a
+    # quarter less of integers; the bits of numbers that are not negative sort as they do
+    return torch.from_numpy(np.sort(weight_BV.view(torch.int32).numpy())).view(torch.float32)
