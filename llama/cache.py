@@ -136,9 +136,9 @@ class Cohort:
         """Tokens that memory is, or will be, taken for."""
         return self.prompt_R.numel() * self.prefix_v_YRGTD.shape[3] + self.slots * self.new
 
-    def prefill(self, rows: slice) -> Prefill:
-        """What prompts attend to that are read into these rows, padded to the longest of all."""
-        return Prefill(self, rows)
+    def prefill(self, rows: slice, T: int) -> Prefill:
+        """What prompts attend to that are read into these rows, padded to T tokens."""
+        return Prefill(self, rows, T)
 
     def grow(self) -> None:
         """Makes place for one more token in every slot."""
@@ -179,9 +179,8 @@ class Cohort:
         T = self.prefix_v_YRGTD.shape[3]
         self.prompt_S = self.prompt_R[self.row_S]
         padding_R1T = torch.arange(T, device=self.row_S.device) >= self.prompt_R[:, None, None]
-        self.unseen_R1T = self.prefix_k_YRGDT.new_zeros(R, 1, T).masked_fill(
-            padding_R1T, -torch.inf
-        )
+        zeros_R1T = self.prefix_k_YRGDT.new_zeros(R, 1, T)
+        self.unseen_R1T = zeros_R1T.masked_fill(padding_R1T, -torch.inf)
         head_G = torch.arange(G, device=self.row_S.device)
         seat_SG = (self.row_S[:, None] * G + head_G) * W + self.seat_S[:, None]
         self.seat_of_SG = seat_SG.flatten()
@@ -244,14 +243,10 @@ def _by_slot(x_GN: Tensor, slots: int) -> Tensor:
 
 
 def _longer(arena_YSGND: Tensor, more: int) -> Tensor:
-    """A copy with so many tokens more, all zeros.
-
-    What is masked gets weight 0, and 0 times whatever lies about may be NaN.
-    """
+    """A copy with so many tokens more, zeros: what is masked weighs 0, but 0 times NaN is NaN."""
     Y, S, G, N, D = arena_YSGND.shape
     longer_YSGND = arena_YSGND.new_empty(Y, S, G, N + more, D)
-    longer_YSGND[:, :, :, :N] = arena_YSGND
-    longer_YSGND[:, :, :, N:] = 0
+    longer_YSGND[:, :, :, :N], longer_YSGND[:, :, :, N:] = arena_YSGND, 0
     return longer_YSGND
 
 
@@ -272,17 +267,19 @@ def _move(arena_YN: Tensor, order_N: Tensor) -> None:
 class Prefill:
     """Reads prompts and keeps their keys and values."""
 
-    def __init__(self, cohort: Cohort, rows: slice) -> None:
+    def __init__(self, cohort: Cohort, rows: slice, T: int) -> None:
         self.cohort, self.rows = cohort, rows
-        T, shared, device = cohort.prefix_v_YRGTD.shape[3], cohort.shared, cohort.row_S.device
+        shared, device = cohort.shared, cohort.row_S.device
         self.within = (
             AfterPrefix(shared.size, T, shared.of, device) if shared.size else CausalRows(T, device)
         )
         self.positions_BT = self.within.positions_BT
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        self.cohort.prefix_k_YRGDT[layer, self.rows] = k_BTGD.permute(0, 2, 3, 1)
-        self.cohort.prefix_v_YRGTD[layer, self.rows] = v_BTGD.transpose(1, 2)
+        T, k_BGDT = k_BTGD.shape[1], self.cohort.prefix_k_YRGDT[layer, self.rows]
+        v_BGTD = self.cohort.prefix_v_YRGTD[layer, self.rows]
+        k_BGDT[..., :T], v_BGTD[..., :T, :] = k_BTGD.permute(0, 2, 3, 1), v_BTGD.transpose(1, 2)
+        k_BGDT[..., T:], v_BGTD[..., T:, :] = 0, 0  # as in `_longer`
         return self.within(layer, q_BTHD, k_BTGD, v_BTGD)
 
 

@@ -139,17 +139,16 @@ class Batch:
 
     def _prefill(self, prompts: list[list[int]], cohort: Cohort) -> Tensor:
         """Logits AV of what follows each prompt."""
-        T = max(map(len, prompts))
-        padded = [prompt + [0] * (T - len(prompt)) for prompt in prompts]
-        tokens_AT = torch.tensor(padded, device=self.device)
-        some = max(1, PREFILL_TOKENS // T)
+        some = max(1, PREFILL_TOKENS // max(map(len, prompts)))
         parts = (slice(start, start + some) for start in range(0, len(prompts), some))
-        return torch.cat([self._prefill_rows(tokens_AT[rows], cohort, rows) for rows in parts])
+        return torch.cat([self._prefill_rows(prompts[rows], cohort, rows) for rows in parts])
 
-    def _prefill_rows(self, tokens_BT: Tensor, cohort: Cohort, rows: slice) -> Tensor:
-        B, T = tokens_BT.shape
+    def _prefill_rows(self, prompts: list[list[int]], cohort: Cohort, rows: slice) -> Tensor:
+        B, T = len(prompts), max(map(len, prompts))
+        padded = [prompt + [0] * (T - len(prompt)) for prompt in prompts]
+        tokens_BT = torch.tensor(padded, device=self.device)
         last_B = torch.arange(B, device=self.device) * T + cohort.prompt_R[rows] - 1
-        logits_BV: Tensor = self.model(tokens_BT, cohort.prefill(rows), wanted_N=last_B)
+        logits_BV: Tensor = self.model(tokens_BT, cohort.prefill(rows, T), wanted_N=last_B)
         return logits_BV
 
     def step(self) -> list[tuple[Owner, Sample]]:

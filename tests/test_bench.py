@@ -237,7 +237,7 @@ def test_eos_is_as_likely_whatever_the_vocabulary() -> None:
         tokens = torch.randint(3, size, (64, 30), generator=torch.Generator().manual_seed(0))
         cache = Cache(model.config, torch.float32, torch.device("cpu"))
         cohort = cache.admit(torch.full((64,), 30), torch.ones(64, dtype=torch.int64), 2)
-        model(tokens, cohort.prefill(slice(0, 64)))
+        model(tokens, cohort.prefill(slice(0, 64), 30))
         logits = model(tokens[:, -1:], cache.decode())
         chances.append(logits.softmax(-1)[..., 2].mean().item())
     assert chances[0] == pytest.approx(chances[1], rel=0.1)

@@ -35,10 +35,10 @@ class Walk:
     def admit(self, prompts: list[list[int]], samples: list[int]) -> None:
         lengths = tensor([len(prompt) for prompt in prompts])
         cohort = self.cache.admit(lengths, tensor(samples), 100)
-        T = int(lengths.max())
-        tokens_BT = tensor([prompt + [0] * (T - len(prompt)) for prompt in prompts])
         for rows in (slice(0, 2), slice(2, len(prompts))):
-            logits_BTV = self.model(tokens_BT[rows], cohort.prefill(rows))
+            T = int(lengths[rows].max())
+            tokens_BT = tensor([prompt + [0] * (T - len(prompt)) for prompt in prompts[rows]])
+            logits_BTV = self.model(tokens_BT, cohort.prefill(rows, T))
             for prompt, logits_TV in zip(prompts[rows], logits_BTV):
                 self.compare(logits_TV[: len(prompt)], self.shared + prompt)
         for prompt, n in zip(prompts, samples):

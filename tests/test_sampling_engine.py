@@ -126,9 +126,9 @@ def test_parity_notices_a_sampler_that_is_a_token_late(monkeypatch: pytest.Monke
     right = written(requests, Decoding(0.0))
     rows = batch.Batch._prefill_rows
 
-    def late(self, tokens_BT: Tensor, cohort, part: slice) -> Tensor:
+    def late(self, prompts: list[list[int]], cohort, part: slice) -> Tensor:
         cohort.prompt_R = cohort.prompt_R - 1
-        logits = rows(self, tokens_BT, cohort, part)
+        logits = rows(self, prompts, cohort, part)
         cohort.prompt_R = cohort.prompt_R + 1
         return logits
 
