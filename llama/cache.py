@@ -218,8 +218,9 @@ class Cohort:
         of_shared, of_prompt, of_own = weights.split((C, T, own_k.shape[1]), dim=-1)
         out: Tensor = of_own @ own_v
         out += self._leave(self._seat(of_prompt).view(RG, -1, T) @ prompt_v).view(SG, M, D)
-        seen = _by_head(of_shared.reshape(S, G, M, C)) @ shared_v_CGD.transpose(0, 1)
-        out += _by_slot(seen, S).reshape(SG, M, D)
+        if C:
+            seen = _by_head(of_shared.reshape(S, G, M, C)) @ shared_v_CGD.transpose(0, 1)
+            out += _by_slot(seen, S).reshape(SG, M, D)
         return out.view(S, H, D)
 
     def _seat(self, x: Tensor) -> Tensor:
