@@ -19,7 +19,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Protocol, TypeVar
 
-from llama.children import Child
+from llama.children import Child, keep_memory
 from llama.parallel import Group
 from llama.team import Team
 from sampling.batch import Sample
@@ -124,6 +124,7 @@ def _added(several: Collection[Progress]) -> Progress:
 
 
 def _serve(channel: Connection, make: Make, share: Parts) -> None:
+    keep_memory()  # keys and values move to a larger place again and again
     for made in make(share, channel.send):
         channel.send(made)
 

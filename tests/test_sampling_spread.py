@@ -3,11 +3,14 @@ them may fail.
 """
 
 import os
+import platform
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.connection import Connection
+from resource import RUSAGE_SELF, getrusage
 
 import pytest
 import torch
@@ -16,10 +19,13 @@ from hypothesis import strategies as st
 from test_sampling_engine import DECODING, MODEL, ragged, written
 from tiny_llama import tiny_model
 
+from llama.children import Child, keep_memory
 from sampling import engine
 from sampling.batch import Decoding, Sample
 from sampling.engine import generate
 from sampling.spread import Progress, Request, dearest_first, over_processes, over_ranks
+
+MANY = 2**25  # floats: 32,768 pages, or 64 where the system gives huge ones
 
 
 def named(parts: Sequence[Sequence[Request]]) -> Iterator[list[list[Sample]]]:
@@ -141,3 +147,20 @@ def test_no_process_outlives_its_parent(number: signal.Signals) -> None:
         parent.send_signal(number)
         assert parent.stdout.read() == b""  # to its end: nobody is left who could write to it
         assert parent.wait() == -number
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep what they keep")
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_process_that_keeps_its_memory_does_not_ask_for_it_again(kept: bool) -> None:
+    def pages(channel: Connection) -> None:
+        if kept:
+            keep_memory()
+        torch.ones(MANY)
+        before = getrusage(RUSAGE_SELF).ru_minflt
+        torch.ones(MANY)
+        channel.send(getrusage(RUSAGE_SELF).ru_minflt - before)
+
+    child = Child(pages, [], "")
+    asked = child.hear()
+    child.end()
+    assert (asked < 32) == kept, asked
