@@ -33,7 +33,7 @@ class Piece:
     """Queries that stand side by side, and what they see: themselves, causally, and before them
     the first `shared` tokens of the piece before.
 
-    hidden_NM: is added to the scores, 0 or minus infinity, where `shared` is not 0.
+    hidden_NM: is added to the scores, 0 or minus infinity; none where causality says it all.
     """
 
     length: int
@@ -101,12 +101,13 @@ class _Attention(torch.autograd.Function):
         grads: list[list[Tensor]] = [[], [], []]
         for (piece, (q, k, v, out, grad)), lse in zip(_cut(ctx.pieces, *tensors), lses):
             parts = _backward(grad, q, k, v, out, lse, 0.0, **piece.sight(q))
-            for name, part in zip(grads, parts):
-                name.append(part)
+            for of_pieces, part in zip(grads, parts):
+                of_pieces.append(part)
             if piece.shared:
-                for name in grads[1:]:  # what is said of keys of the piece before it
-                    name[-2].narrow(2, 0, piece.shared).add_(name[-1].narrow(2, 0, piece.shared))
-                    name[-1] = name[-1].narrow(2, piece.shared, piece.length)
+                for of_pieces in grads[1:]:  # what is said of keys of the piece before it
+                    shared, own = of_pieces[-1].split((piece.shared, piece.length), dim=2)
+                    of_pieces[-2].narrow(2, 0, piece.shared).add_(shared)
+                    of_pieces[-1] = own
         return None, *map(_joined, grads)
 
 
