@@ -3,7 +3,7 @@
 Pure functions over rows; a row's token depends on that row alone. Knows no model and no cache.
 """
 
-# B rows, V vocabulary, K blocks of N tokens
+# B rows, V vocabulary
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llama.fused import fused
+from sampling.nucleus import Sums, first_kept, least_kept
 
 DAMAGED = "the model's logits hold NaN or infinity: its weights are damaged"
-BLOCK = 32  # tokens whose probabilities are summed in fp32
-SHARP = 1e-6  # how well fp32 probabilities sum up; a top-p reached to within it is reached
+CACHED = (
+    2**18
+)  # logits that a CPU works on at once: they stay in its cache, and take fresh memory once
 
 
 def key(text: str) -> int:
@@ -58,7 +59,11 @@ def choose(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> 
     """
     if not are_numbers(logits_BV).all():
         raise ValueError(DAMAGED)
-    return draw(logits_BV, u_B, temperature, top_p)
+    if logits_BV.device.type != "cpu":
+        return draw(logits_BV, u_B, temperature, top_p)
+    some = max(1, CACHED // logits_BV.shape[1])
+    parts = zip(logits_BV.split(some), u_B.split(some))
+    return torch.cat([draw(logits, u, temperature, top_p) for logits, u in parts])
 
 
 def probabilities(logits_BV: Tensor, tokens: Sequence[int]) -> Tensor:
@@ -91,64 +96,11 @@ def draw(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> Te
 
     weight_BV = weights(logits_BV)
     if top_p < 1:
-        on_cpu = weight_BV.device.type == "cpu"
-        # a GPU sorts the logits, whose half as many bits take half the time
-        ascending_BV = _sorted(weight_BV) if on_cpu else weights(logits_BV.sort(dim=-1).values)
-        weight_BV.mul_(_kept(weight_BV, ascending_BV, top_p))
+        if weight_BV.device.type == "cpu":
+            least_B1 = least_kept(weight_BV, top_p)
+        else:  # a GPU sorts the logits, whose half as many bits take half the time
+            least_B1 = first_kept(weights(logits_BV.sort(dim=-1).values), top_p)
+        # written as floats: torch compares into bools, and chooses by them, far slower on a CPU
+        weight_BV.mul_(torch.ge(weight_BV, least_B1, out=torch.empty_like(weight_BV)))
     sums = Sums(weight_BV)
     return sums.find(u_B[:, None] * sums.total_B1)[:, 0]
-
-
-def _kept(weight_BV: Tensor, ascending_BV: Tensor, top_p: float) -> Tensor:
-    """1 for each row's top-p set, 0 for the rest: from below, tokens go while top_p remains."""
-    sums = Sums(ascending_BV)
-    first_kept_B1 = sums.find(sums.total_B1 * (1 - top_p + SHARP))
-    least_B1 = ascending_BV.gather(-1, first_kept_B1)
-    # written as floats: torch compares into bools, and chooses by them, many times slower on a CPU
-    return torch.ge(weight_BV, least_B1, out=torch.empty_like(weight_BV))
-
-
-class Sums:
-    """The cumulative sums of each row, to be searched, of which only every BLOCK-th is ever made.
-
-    ```
-      weights   1 2 0 1 | 3 0 1 0 | 2 2 2 2      BLOCK = 4
-      ends            4         8        16      aim 7.5: block 2, where 4 + 3 + 0 + 1 > 7.5
-    ```
-    A block is summed in fp32, the blocks and what is within one in fp64: right to 1e-7, and with
-    32,000 tokens in a twentieth of the time.
-    """
-
-    def __init__(self, weight_BV: Tensor) -> None:
-        spare = -weight_BV.shape[1] % BLOCK
-        self.weight_BKN = (F.pad(weight_BV, (0, spare)) if spare else weight_BV).unflatten(
-            1, (-1, BLOCK)
-        )
-        self.end_BK = self.weight_BKN.sum(dim=-1).double().cumsum(dim=-1)
-        self.total_B1 = self.end_BK[:, -1:]
-
-    def find(self, aim_B1: Tensor) -> Tensor:
-        """Place [B, 1] of the first weight at which the sum exceeds the aim: one above 0.
-
-        An aim that the total does not exceed, whatever the rounding, finds the last weight above 0.
-        """
-        block_B1 = torch.searchsorted(self.end_BK, _below(aim_B1, self.total_B1), right=True)
-        place_B1N = block_B1[:, :, None].expand(-1, -1, BLOCK)
-        weight_BN = self.weight_BKN.gather(1, place_B1N)[:, 0]
-        within_BN = weight_BN.double().cumsum(dim=-1)
-        before_B1 = self.end_BK.gather(1, (block_B1 - 1).clamp(min=0)) * (block_B1 > 0)
-        aim_B1 = _below(aim_B1 - before_B1, within_BN[:, -1:])
-        return block_B1 * BLOCK + torch.searchsorted(within_BN, aim_B1, right=True)
-
-
-def _below(aim_B1: Tensor, limit_B1: Tensor) -> Tensor:
-    """The aim, or the next number below the limit where it is not below that."""
-    return torch.minimum(aim_B1, limit_B1.nextafter(limit_B1.new_zeros(())))
-
-
-def _sorted(weight_BV: Tensor) -> Tensor:
-    import numpy as np
-
-    # values without their places: NumPy's vector sort takes a thirtieth of torch's time, and a
-    # quarter less of integers; the bits of numbers that are not negative sort as they do
-    return torch.from_numpy(np.sort(weight_BV.view(torch.int32).numpy())).view(torch.float32)

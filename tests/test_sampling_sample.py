@@ -46,6 +46,14 @@ def test_the_grid_of_u_gives_the_truncated_distribution(seed, V, temperature, to
     assert not found[expected == 0].any()
 
 
+def test_the_law_holds_where_tokens_are_put_into_buckets() -> None:
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(0)) * 3
+    expected = torch.tensor(truncated(logits.tolist(), 0.7, 0.9))
+    found = counts(logits, 2000, 0.7, 0.9)
+    assert (found - 2000 * expected).abs().max() <= 1.01
+    assert not found[expected == 0].any() and (expected == 0).sum() > 1000
+
+
 def test_the_law_notices_another_distribution() -> None:
     """Negative controls: no cut, a cut one token short, another temperature."""
     logits = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0])
