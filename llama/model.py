@@ -19,6 +19,7 @@ from llama.attention import Attend, CausalRows
 from llama.config import LlamaConfig
 from llama.fused import fused
 from llama.norm import RMSNorm
+from llama.product import Linear, product
 
 Head = Callable[[Tensor, Callable[[Tensor], Tensor]], Any]
 
@@ -38,7 +39,7 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
-            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.output = Linear(config.dim, config.vocab_size)
 
     def forward(
         self,
@@ -70,7 +71,7 @@ class Llama(nn.Module):
     def project(self, hidden_C: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., C]."""
         table = self.tok_embeddings if self.config.tie_embeddings else self.output
-        return F.linear(hidden_C, table.weight)
+        return product(hidden_C, table.weight)
 
     @torch.inference_mode(False)  # a tensor made in it could not be trained afterwards
     @torch.no_grad()
@@ -140,10 +141,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         kv_dim = config.n_kv_heads * config.head_dim
-        self.wq = nn.Linear(config.dim, config.dim, bias=False)
-        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
-        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
-        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.wq = Linear(config.dim, config.dim)
+        self.wk = Linear(config.dim, kv_dim)
+        self.wv = Linear(config.dim, kv_dim)
+        self.wo = Linear(config.dim, config.dim)
 
     def forward(
         self,
@@ -166,9 +167,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w1 = Linear(config.dim, config.ffn_dim)
+        self.w2 = Linear(config.ffn_dim, config.dim)
+        self.w3 = Linear(config.dim, config.ffn_dim)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """What the feed-forward half adds to the residual."""
@@ -193,7 +194,7 @@ def products(x_BTC: Tensor, *linears: nn.Linear) -> Sequence[Tensor]:
     if whole is None:
         return [linear(x_BTC) for linear in linears]
     widths = [linear.out_features for linear in linears]
-    several: Sequence[Tensor] = F.linear(x_BTC, whole).split(widths, dim=-1)
+    several: Sequence[Tensor] = product(x_BTC, whole).split(widths, dim=-1)
     return several
 
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from llama.config import LlamaConfig
 from llama.model import Llama
 from llama.parallel import Group
+from llama.product import Linear
 from llama.split import Split, check_team
 
 Row = TypeVar("Row")
@@ -138,7 +139,7 @@ class TeamEmbedding(nn.Embedding):
         return self.team.sum(x_C.masked_fill(elsewhere[..., None], 0.0))
 
 
-class SummedLinear(nn.Linear):
+class SummedLinear(Linear):
     """A matrix of which each rank has some columns: the products are parts of a sum."""
 
     team: Team
@@ -152,7 +153,7 @@ def _part(linear: nn.Linear, part: tuple[slice, ...], team: Team) -> nn.Linear:
     shape = zip((linear.out_features, linear.in_features), (*part, slice(None), slice(None)))
     rows, columns = (len(range(size)[cut]) for size, cut in shape)
     if columns == linear.in_features:
-        return nn.Linear(columns, rows, bias=False)
-    summed = SummedLinear(columns, rows, bias=False)
+        return Linear(columns, rows)
+    summed = SummedLinear(columns, rows)
     summed.team = team
     return summed
