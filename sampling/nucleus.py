@@ -50,7 +50,7 @@ def _by_buckets(weight_BV: Tensor, top_p: float) -> Tensor:
     row, token = (bucket_BV == bucket_B1).nonzero(as_tuple=True)
     count_B = row.bincount(minlength=len(weight_BV))
     place = torch.arange(len(row)) - (count_B.cumsum(0) - count_B)[row]
-    near_BN = weight_BV.new_zeros(len(count_B), int(count_B.max()))  # zeros come first, for nothing
+    near_BN = weight_BV.new_zeros(len(count_B), int(count_B.max()))  # filled up with zeros
     near_BN[row, place] = weight_BV[row, token]
     ascending_BN = _sorted(near_BN)
     end_BN = ascending_BN.double().cumsum(dim=-1)
