@@ -40,6 +40,7 @@ def first_kept(ascending_BV: Tensor, top_p: float) -> Tensor:
 
 
 def _by_buckets(weight_BV: Tensor, top_p: float) -> Tensor:
+    # sums in fp64, one weight after the other: a row is rounded alike, whatever is beside it
     bucket_BV = (weight_BV.view(torch.int32) >> SHIFT).long()
     mass_BN = torch.zeros(len(weight_BV), BUCKETS, dtype=torch.float64)
     mass_BN.scatter_add_(1, bucket_BV, weight_BV.double())
@@ -52,9 +53,8 @@ def _by_buckets(weight_BV: Tensor, top_p: float) -> Tensor:
     place = torch.arange(len(row)) - (count_B.cumsum(0) - count_B)[row]
     near_BN = weight_BV.new_zeros(len(count_B), int(count_B.max()))  # filled up with zeros
     near_BN[row, place] = weight_BV[row, token]
-    ascending_BN = _sorted(near_BN)
-    end_BN = ascending_BN.double().cumsum(dim=-1)
-    return ascending_BN.gather(1, _exceeding(end_BN, (aim_B1 - before_B1).clamp(min=0)))
+    ascending_BN, rest_B1 = _sorted(near_BN), (aim_B1 - before_B1).clamp(min=0)
+    return ascending_BN.gather(1, _exceeding(ascending_BN.double().cumsum(dim=-1), rest_B1))
 
 
 class Sums:

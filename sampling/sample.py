@@ -17,9 +17,7 @@ from llama.fused import fused
 from sampling.nucleus import Sums, first_kept, least_kept
 
 DAMAGED = "the model's logits hold NaN or infinity: its weights are damaged"
-CACHED = (
-    2**18
-)  # logits that a CPU works on at once: they stay in its cache, and take fresh memory once
+CACHED = 2**18  # logits that a CPU works on at once: few enough to stay in its cache
 
 
 def key(text: str) -> int:
