@@ -26,7 +26,6 @@ from torch.utils.checkpoint import (
 )
 
 from llama.model import Llama
-from llama.product import ONEDNN
 
 _aten = torch.ops.aten
 KEPT = {  # by `selective`: what takes most of the time; the rest takes most of the memory
@@ -35,7 +34,7 @@ KEPT = {  # by `selective`: what takes most of the time; the rest takes most of 
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
-} | ({ONEDNN} if ONEDNN else set())
+}
 VERSIONS = 64  # of a compiled block: by kinds of shapes, ways to attend, with gradients or not
 
 

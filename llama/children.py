@@ -21,7 +21,7 @@ import torch
 
 T = TypeVar("T")
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 TOLD = (ValueError, RuntimeError, MemoryError)  # what a child meets and its parent raises
 
 
@@ -104,24 +104,6 @@ def keep_memory() -> None:
     if set_option is not None:
         set_option(M_MMAP_MAX, 0)  # no piece is mapped by itself
         set_option(M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
-
-
-@contextmanager
-def keeping_memory() -> Iterator[None]:
-    """Inside, what this process and those it forks free waits in them likewise, but for pieces of
-    more than 32 MB; afterwards it is handed back. For work that takes as much again and again.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # where glibc, left alone, ends after large pieces
-    libc.mallopt(M_TRIM_THRESHOLD, -1)
-    try:
-        yield
-    finally:
-        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
-        libc.malloc_trim(0)
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from llama.config import LlamaConfig
 from llama.cut import full_tensor, local_part, local_rows, set_local_rows
-from llama.product import product
 
 TARGETS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")  # a block's matrices
 ADAPTERS = ("lora_a", "lora_b")
@@ -87,7 +86,7 @@ class LoraLinear(nn.Linear):
     def forward(self, x_BTC: Tensor) -> Tensor:
         """By `addmm`, so that nothing of the sum is kept for the backward pass."""
         a_RC, b_FR = self.lora_a.to(x_BTC.dtype), self.lora_b.to(x_BTC.dtype)
-        frozen_NF = product(x_BTC, self.weight).flatten(0, -2)
+        frozen_NF = F.linear(x_BTC, self.weight).flatten(0, -2)
         low_NR = F.linear(x_BTC, a_RC).flatten(0, -2)
         scale = self.lora.alpha / self.lora.rank
         y_NF = torch.addmm(frozen_NF, low_NR, b_FR.t(), alpha=scale)

@@ -52,7 +52,7 @@ def generate_parts(
     decoding: Decoding,
     *,
     seed: int,
-    slots: int = 2048,
+    slots: int = 1024,
     kv_bytes: int | None = None,
     processes: int | None = None,
     together: bool = False,

@@ -15,16 +15,9 @@ from dpo.blocks import KEPT, running_blocks
 from dpo.descent import forward_logps
 from dpo.lines import row_line
 from dpo.settings import RECOMPUTE, TrainSettings
-from llama import Llama, fingerprint, product
+from llama import Llama, fingerprint
 
 LINES = [row_line(row, index, 64) for index, row in enumerate(rows(6))]
-
-
-@pytest.fixture(params=["small products", "large products"])
-def libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small products are MKL's, large ones oneDNN's (`llama.product`), as all are made here."""
-    if request.param == "large products":
-        monkeypatch.setattr(product, "LARGE", 0)
 
 
 class Counted(TorchDispatchMode):
@@ -70,7 +63,7 @@ def kept_bytes(model: Llama, how: str) -> int:
     return sum(kept.values())
 
 
-def test_recomputation_changes_not_one_bit(libraries: None) -> None:
+def test_recomputation_changes_not_one_bit() -> None:
     model = tiny_model()
     plain = gradients(model, dropout=0.3)
     for how in ("selective", "full"):
@@ -79,7 +72,7 @@ def test_recomputation_changes_not_one_bit(libraries: None) -> None:
     assert all("forward" not in vars(block) for block in model.layers)
 
 
-def test_selective_computes_no_matrix_product_and_no_attention_again(libraries: None) -> None:
+def test_selective_computes_no_matrix_product_and_no_attention_again() -> None:
     def products(how: str) -> tuple[int, int]:
         with Counted() as counted:
             gradients(tiny_model(), recompute=how)
@@ -91,7 +84,7 @@ def test_selective_computes_no_matrix_product_and_no_attention_again(libraries: 
     assert none[1] < selective[1]  # yet norms and rotation are computed again
 
 
-def test_full_keeps_less_than_none(libraries: None) -> None:
+def test_full_keeps_less_than_none() -> None:
     assert kept_bytes(tiny_model(), "full") < 0.5 * kept_bytes(tiny_model(), "none")
 
 
