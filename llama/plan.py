@@ -22,6 +22,7 @@ SIDE_BY_SIDE = 2  # blocks that FSDP has whole at a time: the one at work, and t
 LOGITS = 12  # bytes a logit: log-softmax, its gradient and the logits', all fp32
 DRAWN = 16  # bytes a logit while a token is drawn: logits, weights, these sorted, which are kept
 PREFILL = 2048  # tokens of prompts that the engine reads at once
+LITTLE = 2**14  # bytes of keys and values a token: below, twice as many samples go side by side
 
 
 @dataclass(frozen=True)
@@ -185,3 +186,12 @@ def sampling(config: LlamaConfig, how: Sampling) -> Need:
 def kv_bytes(config: LlamaConfig, width: int) -> int:
     """Of the keys and values of one token."""
     return 2 * config.n_layers * config.n_kv_heads * config.head_dim * width
+
+
+def slots_for(config: LlamaConfig, width: int) -> int:
+    """Samples side by side, where nobody says how many.
+
+    More of them make larger products and fewer steps, which a small model gains by; each takes
+    memory for as long as it may get, which a small model has.
+    """
+    return 2048 if kv_bytes(config, width) <= LITTLE else 1024

@@ -13,7 +13,7 @@ from dpo.logprobs import CHUNK_LOGITS
 from dpo.settings import TrainSettings
 from llama.config import LlamaConfig
 from llama.parallel import Group
-from llama.plan import Need, Sampling, Training, sampling, training
+from llama.plan import Need, Sampling, Training, sampling, slots_for, training
 from llama.split import parameter_count, sizes
 from loop.settings import Settings
 
@@ -109,7 +109,7 @@ def sampling_sizes(settings: Settings, config: LlamaConfig, team: int = 1) -> It
     ):
         new = min(new, config.max_seq_len)
         prompt = min(prompt, config.max_seq_len - new)
-        yield Sampling(width(settings), settings.machine.slots, prompt, new, n, team)
+        yield Sampling(width(settings), _slots(settings, config), prompt, new, n, team)
 
 
 def in_a_line(found: Mapping[str, Need], memory: float | None, team: int = 1) -> str:
@@ -126,7 +126,7 @@ def table(settings: Settings, config: LlamaConfig, ranks: int, memory: float) ->
     """
     team = team_size(config, width(settings), ranks, memory, settings.machine.sample_tp)
     slots = slots_that_fit(settings, config, ranks, memory)
-    some = _with_slots(settings, slots or settings.machine.slots)
+    some = _with_slots(settings, slots) if slots else settings
     for name, need in needs(some, config, ranks, memory).items():
         parts = ", ".join(f"{part} {size / GIB:.2f}" for part, size in need.parts.items() if size)
         fits = "fits" if need.total <= OURS * memory else "DOES NOT FIT"
@@ -148,13 +148,17 @@ def advice(settings: Settings, config: LlamaConfig, ranks: int, memory: float) -
 
 def slots_that_fit(settings: Settings, config: LlamaConfig, ranks: int, memory: float) -> int:
     """Samples side by side: as many as are asked for, or half, a quarter, …; 0 if not even one."""
-    slots = settings.machine.slots
+    slots = _slots(settings, config)
     while slots:
         some = _with_slots(settings, slots)
         if needs(some, config, ranks, memory)["sampling"].total <= OURS * memory:
             break
         slots //= 2
     return slots
+
+
+def _slots(settings: Settings, config: LlamaConfig) -> int:
+    return settings.machine.slots or slots_for(config, width(settings))
 
 
 def _with_slots(settings: Settings, slots: int) -> Settings:
@@ -164,8 +168,8 @@ def _with_slots(settings: Settings, slots: int) -> Settings:
 def _sampling_advice(settings: Settings, config: LlamaConfig, ranks: int, memory: float) -> str:
     if slots := slots_that_fit(settings, config, ranks, memory):
         return (
-            f"{slots} of {settings.machine.slots} samples fit side by side, if all are as long as "
-            f"can be; a GPU takes what fits by itself, on a CPU --set machine.slots={slots}"
+            f"{slots} of {_slots(settings, config)} samples fit side by side, if all are as long "
+            f"as can be; a GPU takes what fits by itself, on a CPU --set machine.slots={slots}"
         )
     for team in sizes(config, config.n_heads):
         if parameter_count(config, team) * width(settings) <= memory / 2:

@@ -195,7 +195,7 @@ class Machine:
     sample_tp: int | None = (
         None  # ranks that hold a model together to sample; none: what memory asks
     )
-    slots: int = 1024  # samples decoded side by side
+    slots: int | None = None  # samples decoded side by side; none: what suits the model
     unit: int = 2048  # items of a stage that are kept at a time: what an interruption costs at most
     timeout_s: float = 1800.0  # how long a rank waits for the others before it gives up
 

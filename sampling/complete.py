@@ -49,7 +49,7 @@ class Completer:
         tokenizer: Tokenizer,
         *,
         group: Group | Team | None = None,
-        slots: int = 1024,
+        slots: int | None = None,
         progress: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.group, self.slots = model, tokenizer, group, slots
@@ -148,7 +148,7 @@ def parts_on_ranks(
     *,
     seed: int,
     group: Group | Team | None,
-    slots: int = 1024,
+    slots: int | None = None,
     description: str,
     shown: bool,
 ) -> Iterator[Made]:

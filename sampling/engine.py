@@ -26,6 +26,7 @@ from llama.cache import token_bytes
 from llama.children import most_processes
 from llama.config import LlamaConfig
 from llama.model import Llama
+from llama.plan import slots_for
 from llama.shortage import out_of_memory
 from llama.varlen import HALF
 from sampling.batch import Ask, Batch, Decoding, Owner, Sample
@@ -52,7 +53,7 @@ def generate_parts(
     decoding: Decoding,
     *,
     seed: int,
-    slots: int = 1024,
+    slots: int | None = None,
     kv_bytes: int | None = None,
     processes: int | None = None,
     together: bool = False,
@@ -61,18 +62,19 @@ def generate_parts(
     """n samples of every request, in the order of the requests, part by part. A part begins when
     slots become free, while the last samples of the one before are written.
 
-    slots: samples worked on at once, in all processes; kv_bytes: what the cache may take, by
-    default most of what a GPU has free, without bound on a CPU. processes: by default one a thread
-    of torch's, on a CPU and without kv_bytes, if there is enough to do. All three change the speed
-    only. Where memory runs out all the same, half the slots are tried, unless this is done together
-    with other ranks, token by token: then all must do the same, and who runs out raises.
-    progress: called after every step. A sample ends unfinished after `max_new_tokens`, or where the
-    context is full. A request whose prompt fills the context, or one sample of which is more than
-    kv_bytes, gets samples without a token whose `refused` says why; the others are served.
+    slots: samples worked on at once, in all processes, by default `slots_for` the model. kv_bytes:
+    what the cache may take, by default most of what a GPU has free, without bound on a CPU.
+    processes: by default one a thread of torch's, on a CPU and without kv_bytes, if there is enough
+    to do. All three change the speed only. Where memory runs out all the same, half the slots are
+    tried, unless other ranks do this too, token by token: all must do the same, and who runs out
+    raises. progress: called after every step. A sample ends unfinished after `max_new_tokens`, or
+    where the context is full. A request whose prompt fills the context, or one sample of which is
+    more than kv_bytes, gets samples without a token whose `refused` says why.
     Raises ValueError for impossible settings, an empty prompt, an id outside the vocabulary, for
     logits that are not numbers, and where memory is too short for one sample at a time.
     """
     requests = list(chain.from_iterable(parts))
+    slots = slots_for(model.config, next(model.parameters()).itemsize) if slots is None else slots
     _check(requests, decoding, slots, model.config.vocab_size)
     tell = progress or (lambda progress: None)
     count = _processes(model, requests, kv_bytes) if processes is None else processes
@@ -201,10 +203,7 @@ def _room(model: Llama, kv_bytes: int | None) -> float:
 
 
 def bytes_at_hand(device: torch.device) -> int | None:
-    """For a cache: on a GPU most of what is free there.
-
-    Ordinary memory has no such bound, None: it would be shared with who knows whom.
-    """
+    """For a cache: most of what a GPU has free; None, no bound, of memory that others share."""
     if device.type != "cuda":
         return None
     torch.cuda.empty_cache()  # what torch keeps in pieces would not hold the cache's two large ones

@@ -19,7 +19,15 @@ from dpo.logprobs import CHUNK_LOGITS
 from llama import PRESETS, Llama, LlamaConfig
 from llama.__main__ import main
 from llama.lora import Lora, attach, begin
-from llama.plan import Training, kept_by_block, kv_bytes, sampling, saved_by_block, training
+from llama.plan import (
+    Training,
+    kept_by_block,
+    kv_bytes,
+    sampling,
+    saved_by_block,
+    slots_for,
+    training,
+)
 from loop.memory import OURS, advice, needs, sampling_sizes, table, team_size, train_size
 from loop.options import parse_arguments
 
@@ -216,6 +224,16 @@ def test_keys_and_values_are_counted_as_the_cache_holds_them() -> None:
         assert size.prompt_tokens + size.new_tokens <= SMALL.max_seq_len
         once = replace(size, samples_a_prompt=1)
         assert sampling(SMALL, once).total >= sampling(SMALL, size).total
+
+
+def test_a_small_model_writes_more_samples_side_by_side() -> None:
+    small = replace(PRESETS["7B"], dim=128, n_heads=4, n_kv_heads=4, n_layers=4)
+    assert slots_for(small, 4) == 2048 and slots_for(replace(small, n_layers=16), 4) == 2048
+    assert slots_for(replace(small, n_layers=17), 4) == slots_for(PRESETS["7B"], 2) == 1024
+    for choice, slots in (("none", 2048), ("300", 300)):
+        settings = parse_arguments(["--preset", "world", "--set", f"machine.slots={choice}"])
+        assert {size.slots for size in sampling_sizes(settings, small)} == {slots}
+        assert f"{slots} samples at a time" in list(table(settings, small, 1, 2**40))[-1]
 
 
 def test_no_pass_is_smaller_than_one_text() -> None:

@@ -35,6 +35,19 @@ def test_peak_memory_is_what_was_predicted(monkeypatch: pytest.MonkeyPatch, n: i
     assert all(now <= most for now, most in zip(had, said))
 
 
+def test_the_engine_has_as_many_slots_as_suit_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, tried = engine._run, []
+
+    def notes(model, requests, decoding, seed, slots, *rest):
+        tried.append(slots)
+        return run(model, requests, decoding, seed, slots, *rest)
+
+    monkeypatch.setattr(engine, "_run", notes)
+    monkeypatch.setattr(engine, "slots_for", lambda *of: {(MODEL.config, 4): 37}[of])  # fp32
+    written(ragged(3), slots=None, processes=1)
+    assert tried == [37]
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("as if"), RuntimeError("DefaultCPUAllocator: can't"), MemoryError()],
