@@ -83,9 +83,10 @@ def saved_by_block(config: LlamaConfig, how: Training) -> int:
     """Bytes that one block keeps for its backward pass.
 
     ```
-      x  h  │ q k v  out, log-sum-exp  (folded)  │ x  h  │ w1  silu  w3  product
+      x  h  │ q k v  out, log-sum-exp  (folded)  │ x  h  │ w1  w3
     ```
-    Beside frozen weights h and the product are kept only by adapters that read them.
+    Beside frozen weights h is kept only by adapters that read it. Where the SwiGLU has adapters, it
+    keeps silu too, and the product if these read it.
     """
     C, F, H, w = config.dim, config.ffn_dim, config.n_heads, how.width
     K = config.n_kv_heads * config.head_dim
@@ -94,7 +95,7 @@ def saved_by_block(config: LlamaConfig, how: Training) -> int:
     halves = 2 * (4 + (1 + how.dropout) * w * C) + inputs * w * C
     attended = (2 * C + 2 * K) * w + 4 * H  # q, out, k, v
     folded = w * C if how.attended != how.tokens and "wo" in learn else 0
-    inner = (3 + ("w2" in learn)) * F * w
+    inner = (3 + ("w2" in learn) if _is_adapted(how) else 2) * F * w
     # whole adapters lie in fp32: each pass makes copies of them in the computation's type
     copies = 0 if _is_cut(how) or w == MASTER else w * _adapters(config, how)
     return how.tokens * (halves + folded + inner + _low(how)) + how.attended * attended + copies
@@ -107,6 +108,11 @@ def _low(how: Training) -> int:
 
 def _adapters(config: LlamaConfig, how: Training) -> int:
     return how.lora.block_parameter_count(config) if how.lora else 0
+
+
+def _is_adapted(how: Training) -> bool:
+    """Whether the SwiGLU has adapters: its backward pass is autograd's then."""
+    return how.lora is not None and not {"w1", "w2", "w3"}.isdisjoint(how.lora.targets)
 
 
 def _is_cut(how: Training) -> bool:
@@ -136,8 +142,10 @@ def training(config: LlamaConfig, how: Training) -> Need:
     frozen = -(-P // how.ranks) * w if how.lora else 0
     saves, head = saved_by_block(config, how), how.tokens * (4 + w) * C + how.scored * C * w
     logits = min(how.scored, max(1, how.logits_at_once // V)) * V * LOGITS
-    # in a block's backward pass: gradients of the SwiGLU, and of one of its matrices
-    backward = how.tokens * (2 * config.ffn_dim + 2 * C) * w
+    # in a block's backward pass: gradients of the SwiGLU, and of one of its matrices; where all
+    # that it needs is made there, as much of these as else is kept, though on a CPU of few tokens
+    made = 2 if _is_adapted(how) else 4
+    backward = how.tokens * (made * config.ffn_dim + 2 * C) * w
     backward += (added if how.lora else config.ffn_dim * C) * w
     kept = config.n_layers * kept_by_block(config, how)
     kept += how.dropout * how.tokens * C * w  # the embeddings'

@@ -52,6 +52,7 @@ ADAPTERS = {
     "adapters, pairs in bf16": replace(ALONE, lora=FEW, attended=4 * 64, width=2),
     "some": replace(ALONE, lora=Lora(4, 8.0, ("wv", "w2"))),
     "one": replace(ALONE, lora=Lora(4, 8.0, ("w1",)), attended=4 * 64),
+    "elsewhere": replace(ALONE, lora=Lora(4, 8.0, ("wq", "wo"))),
 }
 
 
