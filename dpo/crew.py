@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 import torch
 from torch import Tensor, nn
 
-from llama.children import Child, kept_memory
+from llama.children import Child
 
 Measured = dict[str, float]
 Work = Callable[[int, int], Measured]  # (step, part): adds the part's gradients to the weights'
@@ -44,15 +44,14 @@ def crew(model: nn.Module, work: Work, count: int) -> Iterator[Callable[[int], l
         weight.data = shared
     gradients = [_shared_like(weights) for _ in range(1, count)]
     children: list[Child] = []
-    with kept_memory():  # each step asks for what the one before it gave back
-        try:
-            for part, own in enumerate(gradients, start=1):
-                serve = partial(_serve, weights=weights, gradients=own, part=part, work=work)
-                children.append(Child(serve, children, REMEDY))
-            yield partial(_step, weights, gradients, children, work)
-        finally:
-            for child in children:
-                child.end()
+    try:
+        for part, own in enumerate(gradients, start=1):
+            serve = partial(_serve, weights=weights, gradients=own, part=part, work=work)
+            children.append(Child(serve, children, REMEDY))
+        yield partial(_step, weights, gradients, children, work)
+    finally:
+        for child in children:
+            child.end()
 
 
 def _step(

@@ -21,8 +21,7 @@ import torch
 
 T = TypeVar("T")
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
-MAPPED = 2**25  # bytes: larger pieces come and go by themselves; glibc allows no more here
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 TOLD = (ValueError, RuntimeError, MemoryError)  # what a child meets and its parent raises
 
 
@@ -105,24 +104,6 @@ def keep_memory() -> None:
     if set_option is not None:
         set_option(M_MMAP_MAX, 0)  # no piece is mapped by itself
         set_option(M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
-
-
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Inside, what this process frees in pieces of up to 32 MB waits in it for what it asks for
-    next; so it does in those that it forks, until they end. Afterwards it is given back.
-    """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt"):
-        yield
-        return
-    library.mallopt(M_MMAP_THRESHOLD, MAPPED)
-    library.mallopt(M_TRIM_THRESHOLD, -1)
-    try:
-        yield
-    finally:
-        library.mallopt(M_TRIM_THRESHOLD, 2 * MAPPED)  # as glibc has it once such pieces were freed
-        library.malloc_trim(0)
 
 
 @contextmanager

@@ -52,13 +52,14 @@ class _ByHand(torch.autograd.Function):
         dy_NC = dy_BTC.flatten(0, -2)
         dx_NC = torch.empty_like(dy_NC)
         learn = ctx.needs_input_grad[1:]
-        grads = [torch.zeros_like(w) if learns else None for w, learns in zip(weights, learn)]
+        grads = [torch.empty_like(w) if learns else None for w, learns in zip(weights, learn)]
         count = _at_once(g_NF)
         spaces = g_NF.new_empty(4, count, g_NF.shape[1])
-        for start in range(0, len(g_NF), count):
+        for start in range(0, len(g_NF), count) or [0]:  # even of no token: gradients of zeros
             rows = slice(start, start + count)
             x_MC = None if x_NC is None else x_NC[rows]
-            _some(x_MC, g_NF[rows], u_NF[rows], dy_NC[rows], dx_NC[rows], weights, grads, spaces)
+            of_tokens = x_MC, g_NF[rows], u_NF[rows], dy_NC[rows], dx_NC[rows]
+            _some(*of_tokens, weights, grads, spaces, first=start == 0)
         return dx_NC.view_as(dy_BTC), *grads
 
 
@@ -71,8 +72,10 @@ def _some(
     weights: list[Tensor],
     grads: list[Tensor | None],
     spaces: Tensor,
+    first: bool,
 ) -> None:
-    """The backward pass of some tokens: writes their dx, adds to the weights' gradients."""
+    """The backward pass of some tokens: writes their dx, adds to the weights' gradients, or writes
+    these too."""
     w1_FC, w2_CF, w3_FC = weights
     silu_MF, a_MF, da_MF, dg_MF = spaces[:, : len(g_MF)]
     _silu(g_MF, out=silu_MF)
@@ -83,10 +86,10 @@ def _some(
     torch.mm(dg_MF, w1_FC, out=dx_MC).addmm_(du_MF, w3_FC)
     for grad, dout_M, in_M in zip(grads, (dg_MF, dy_MC, du_MF), (x_MC, a_MF, x_MC)):
         if grad is not None:
-            grad.addmm_(dout_M.t(), in_M)
+            grad.addmm_(dout_M.t(), in_M, beta=0 if first else 1)  # with 0 it is not even read
 
 
 def _at_once(g_NF: Tensor) -> int:
     """Tokens: all where there is no such cache, or where each further sum is rounded to bf16."""
     in_turns = g_NF.device.type == "cpu" and g_NF.dtype != torch.bfloat16
-    return min(TOKENS, len(g_NF)) if in_turns else len(g_NF)
+    return max(1, min(TOKENS, len(g_NF)) if in_turns else len(g_NF))

@@ -31,7 +31,7 @@ def plain(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("turn", [1, 3, 7, 14, 15, 256])
-@pytest.mark.parametrize("tokens", [(2, 7), (14,)], ids=str)
+@pytest.mark.parametrize("tokens", [(2, 7), (14,), (0,)], ids=str)
 def test_output_is_the_same_to_the_bit_and_gradients_but_for_rounding(
     tokens: tuple[int, ...], turn: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,9 +57,11 @@ def test_a_token_that_is_left_out_would_be_noticed(monkeypatch: pytest.MonkeyPat
     """Negative control: the last turn without its tokens."""
     monkeypatch.setattr(module, "TOKENS", 5)
     some = module._some
-    monkeypatch.setattr(
-        module, "_some", lambda *of: some(*of) if len(of[1]) == 5 else of[4].zero_()
-    )
+
+    def forgets(*of: Any, first: bool) -> None:
+        some(*of, first=first) if len(of[1]) == 5 else of[4].zero_()
+
+    monkeypatch.setattr(module, "_some", forgets)
     learn, _ = inputs((12,), torch.float64)
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
         torch.autograd.gradcheck(swiglu, learn)

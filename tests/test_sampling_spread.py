@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
 import pytest
@@ -20,14 +19,13 @@ from hypothesis import strategies as st
 from test_sampling_engine import DECODING, MODEL, ragged, written
 from tiny_llama import tiny_model
 
-from llama.children import Child, keep_memory, kept_memory
+from llama.children import Child, keep_memory
 from sampling import engine
 from sampling.batch import Decoding, Sample
 from sampling.engine import generate
 from sampling.spread import Progress, Request, dearest_first, over_processes, over_ranks
 
 MANY = 2**25  # floats: 32,768 pages, or 64 where the system gives huge ones
-MIB16 = 4096  # pages of a piece of 16 MB
 
 
 def named(parts: Sequence[Sequence[Request]]) -> Iterator[list[list[Sample]]]:
@@ -169,32 +167,3 @@ def test_a_process_that_keeps_its_memory_does_not_ask_for_it_again(kept: bool) -
     asked = child.hear()
     child.end()
     assert (asked < 32) == kept, asked
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_memory_is_kept_for_a_while_by_a_process_and_those_it_forks() -> None:
-    """Six pieces of 16 MB: kept inside, in a fork too; given back afterwards, and from then on."""
-
-    def asked() -> int:
-        """Pages asked for by pieces that come after others; shorter, as in the test above."""
-        pieces = [torch.ones(MANY // 8) for _ in range(6)]
-        before = getrusage(RUSAGE_SELF).ru_minflt
-        del pieces
-        assert [torch.ones(MANY * 3 // 32) for _ in range(6)]
-        return getrusage(RUSAGE_SELF).ru_minflt - before
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1])
-
-    outside = resident()
-    with kept_memory():
-        first, again = asked(), asked()
-        child = Child(lambda channel: channel.send([asked(), asked()]), [], "")
-        _, forked_again = child.hear()
-        child.end()
-        inside = resident() - outside
-    after = resident() - outside
-    assert first < 64 and again < 64 and forked_again < 64
-    assert after < MIB16
-    asked()
-    assert resident() - outside < 5 * MIB16 < inside
