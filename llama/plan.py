@@ -142,8 +142,8 @@ def training(config: LlamaConfig, how: Training) -> Need:
     frozen = -(-P // how.ranks) * w if how.lora else 0
     saves, head = saved_by_block(config, how), how.tokens * (4 + w) * C + how.scored * C * w
     logits = min(how.scored, max(1, how.logits_at_once // V)) * V * LOGITS
-    # in a block's backward pass: gradients of the SwiGLU, and of one of its matrices; where all
-    # that it needs is made there, as much of these as else is kept, though on a CPU of few tokens
+    # in a block's backward pass: gradients of the SwiGLU, and of one of its matrices; by hand what
+    # they are made of is made there too (on a CPU, of some tokens at a time)
     made = 2 if _is_adapted(how) else 4
     backward = how.tokens * (made * config.ffn_dim + 2 * C) * w
     backward += (added if how.lora else config.ffn_dim * C) * w
