@@ -132,7 +132,7 @@ def test_the_check_above_can_fail() -> None:
 def test_one_rank_keeps_fp32_masters_beside_a_bf16_computation() -> None:
     seen = set()
     model = shard(tiny_model(), ALONE, torch.bfloat16)
-    model.layers[1].ffn.w1.register_forward_hook(lambda m, _, out: seen.add(out.dtype))
+    model.layers[1].ffn.register_forward_hook(lambda m, _, out: seen.add(out.dtype))
     numbers = train(model, ALONE, "SGD", max_norm=0.5)
     ALONE.stop()
     assert seen == {torch.bfloat16}
