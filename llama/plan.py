@@ -22,7 +22,7 @@ SIDE_BY_SIDE = 2  # blocks that FSDP has whole at a time: the one at work, and t
 LOGITS = 12  # bytes a logit: log-softmax, its gradient and the logits', all fp32
 DRAWN = 16  # bytes a logit while a token is drawn: logits, weights, these sorted, which are kept
 PREFILL = 2048  # tokens of prompts that the engine reads at once
-LITTLE = 2**14  # bytes of keys and values a token: below, twice as many samples go side by side
+LITTLE = 2**14  # bytes of keys and values a token: up to it, twice as many samples go side by side
 
 
 @dataclass(frozen=True)
