@@ -18,7 +18,7 @@ import torch
 
 from bench import dpo_race, llamacpp, sampling_race, sft_race
 from bench.floor import sgemm_rate
-from bench.report import Result, document, table, tried
+from bench.report import Result, document, table, tried, turns
 from bench.shapes import (
     CANDIDATES,
     JUDGE,
@@ -66,10 +66,10 @@ class Program:
 
 
 RULES = (sampling_race, llamacpp, dpo_race, sft_race)  # each says how it races
-MANY = Against((8, 16, 32, 64), llamacpp.SETTINGS, 3)
+MANY = Against((8, 16, 32, 64), llamacpp.SETTINGS, 5)  # a core may be slow for a while
 SLOW = Against((4, 8), [one for one in llamacpp.SETTINGS if not one.flash], 2)  # a minute a run
 WORKLOADS = {JUDGE: MANY, CANDIDATES: MANY, LONG_JUDGE: SLOW, LONG_CANDIDATES: SLOW}
-TRAININGS = {"": Training(TINY, 320, (4, 8, 16), 3), "26M ": Training(MIDDLE, 48, (4, 8), 2)}
+TRAININGS = {"": Training(TINY, 320, (4, 8, 16), 5), "26M ": Training(MIDDLE, 48, (4, 8), 3)}
 FULL = Program(WORKLOADS, TRAININGS)
 LITTLE = Against((2, 4), llamacpp.SETTINGS[:1], 1)
 FEW = {replace(workload, prompts=4): LITTLE for workload in (JUDGE, CANDIDATES)}
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     for result in races(program):
         results.append(result)
         rate = max(rate, sgemm_rate())  # the machine may have been slowed down at one moment
-        print(f"{table([result], rate)}\n\n{tried([result])}\n", flush=True)
+        print(f"{table([result], rate)}\n\n{turns([result])}\n{tried([result])}\n", flush=True)
     text = document(
         results,
         sgemm_rate=rate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -21,16 +21,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Race:
-    """Ours against the best of the opponent's settings; both best runs are out of equally many."""
+    """Ours against the best of the opponent's settings: equally many runs of both, in turns."""
 
-    ours: Run
-    theirs: Run
-    setting: str  # the opponent's best
+    our_runs: Sequence[Run]
+    their_runs: Sequence[Run]  # with the best setting
+    setting: str
     tried: Mapping[str, Run]  # the first run of each of its settings
 
     @property
+    def ours(self) -> Run:
+        """Our best run."""
+        return max(self.our_runs, key=lambda run: run.rate)
+
+    @property
+    def theirs(self) -> Run:
+        """The opponent's."""
+        return max(self.their_runs, key=lambda run: run.rate)
+
+    @property
     def ratio(self) -> float:
-        """How many times faster ours is."""
+        """How many times faster ours is, best run by best run."""
         return self.ours.rate / self.theirs.rate
 
 
@@ -45,8 +55,4 @@ def race(ours: Callable[[], Run], theirs: Mapping[str, Callable[[], Run]], round
     for _ in range(rounds - 1):
         our_runs.append(ours())
         their_runs.append(theirs[best]())
-    return Race(_fastest(our_runs), _fastest(their_runs), best, tried)
-
-
-def _fastest(runs: list[Run]) -> Run:
-    return max(runs, key=lambda run: run.rate)
+    return Race(our_runs, their_runs, best, tried)

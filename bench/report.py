@@ -45,8 +45,12 @@ and two larger ones, {models[1]}; {models[2]}.
 
 {table}
 
-Rates are per second, each the best of three runs (26M, 134M: of two). All of the opponent's
-settings, first run:
+Rates are per second, each the best of several runs, which took turns. All of them, in that order,
+ours / theirs:
+
+{turns}
+
+The first run of each of the opponent's settings; the best one took part in the turns:
 
 {tried}
 
@@ -112,6 +116,16 @@ def tried(results: Sequence[Result]) -> str:
     )
 
 
+def turns(results: Sequence[Result]) -> str:
+    """Markdown, a line a race: all runs, so that one sees how steady the machine was."""
+    lines = []
+    for result in results:
+        both = zip(result.race.our_runs, result.race.their_runs)
+        runs = (f"{number(ours.rate)} / {number(theirs.rate)}" for ours, theirs in both)
+        lines.append(f"- {result.name} against {result.opponent}: {', '.join(runs)}")
+    return "\n".join(lines)
+
+
 def document(
     results: Sequence[Result],
     *,
@@ -133,6 +147,7 @@ def document(
         gflops=sgemm_rate / 1e9,
         models=models,
         table=table(results, sgemm_rate),
+        turns=turns(results),
         tried=tried(results),
         rules="\n\n".join(rules),
     )

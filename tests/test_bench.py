@@ -16,7 +16,7 @@ from bench import floor, llamacpp, sft_race, training_memory
 from bench.__main__ import QUICK, main, only, races
 from bench.dpo_race import BATCH, train_ours, train_theirs
 from bench.race import Run, race
-from bench.report import HEADER, Result, table
+from bench.report import HEADER, Result, table, turns
 from bench.sampling_race import grouping_race
 from bench.shapes import CANDIDATES, JUDGE, TINY, Ending, pairs, random_weights, requests, rows
 from bench.twin import transformers_twin
@@ -85,6 +85,9 @@ def test_the_best_run_counts_and_the_best_setting_goes_on() -> None:
     assert calls == ["ours", "a", "b", "ours", "b", "ours", "b"]
     assert (outcome.ours.seconds, outcome.theirs.seconds, outcome.setting) == (3.0, 4.0, "b")
     assert outcome.ratio == 4 / 3
+    assert turns([Result("rows", "tokens", "theirs", outcome, 600)]) == (
+        "- rows against theirs: 1.3 / 2.0, 4.0 / 1.7, 2.4 / 3.0"
+    )
 
 
 @pytest.mark.parametrize("workload", [JUDGE, CANDIDATES], ids=lambda workload: workload.name)
