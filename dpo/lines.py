@@ -45,6 +45,11 @@ class Line:
     def __len__(self) -> int:
         return len(self.ids_T)
 
+    @property
+    def sources(self) -> list[Ints]:
+        """`source_N`, response by response."""
+        return np.split(self.source_N, self.count_S.cumsum()[:-1])
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -139,7 +144,7 @@ def pack(lines: Sequence[Line]) -> MicroBatch:
         _joined([line.source_N + start for line, start in zip(lines, starts)]),
         _joined([line.target_N for line in lines]),
         _joined([line.count_S for line in lines]),
-        Packed([line.fork for line in lines]),
+        Packed([line.fork for line in lines], [line.sources for line in lines]),
     )
 
 

@@ -9,7 +9,7 @@ cache has its own. Knows no weights and no text.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,14 @@ class Attend(Protocol):
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
         """Attention output BTHD, for queries and keys already rotated; a cache needs the layer."""
+
+
+@runtime_checkable
+class AttendWanted(Attend, Protocol):
+    """One that knows which tokens are wanted, as the last block computes no others' queries."""
+
+    def wanted(self, layer: int, q_1QHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        """Attention output 1QHD, for the wanted tokens' queries and the keys of all."""
 
 
 class CausalRows:

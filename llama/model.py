@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama.attention import Attend, CausalRows
+from llama.attention import Attend, AttendWanted, CausalRows
 from llama.config import LlamaConfig
 from llama.fused import fused
 from llama.norm import RMSNorm
@@ -57,7 +57,8 @@ class Llama(nn.Module):
           logits [..., V]. It runs inside the forward pass, where a sharded model has its output
           weights at hand; and logits for all tokens need never exist at once.
         wanted_N: places of tokens in the flattened [B·T]; logits NV, or hidden_NC, are of these
-          alone. After the last attention nobody looks at the others, so they stop there.
+          alone. After the last attention nobody looks at the others, so they stop there; or, if
+          `attend` is an `AttendWanted`, before it: the last block needs their keys and values.
         """
         attend = attend or CausalRows(tokens_BT.shape[1], tokens_BT.device)
         dropout = self.dropout if self.training else 0.0
@@ -155,12 +156,32 @@ class Attention(nn.Module):
         wanted_N: Tensor | None = None,
     ) -> Tensor:
         """What this layer's attention adds to the residual (of the wanted tokens)."""
-        heads = (-1, self.head_dim)
-        q, k, v = (x.unflatten(-1, heads) for x in products(x_BTC, self.wq, self.wk, self.wv))
+        if wanted_N is not None and isinstance(attend, AttendWanted):
+            return self._of_wanted(x_BTC, rotary, attend, wanted_N)
+        q, k, v = map(self._heads, products(x_BTC, self.wq, self.wk, self.wv))
         q_BTHD, k_BTGD = _rotated(q, k, *rotary)
         seen_BTC = attend(self.layer, q_BTHD, k_BTGD, v).flatten(2)
         added: Tensor = self.wo(_taken(seen_BTC, wanted_N))
         return added
+
+    def _of_wanted(
+        self,
+        x_BTC: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attend: AttendWanted,
+        wanted_N: Tensor,
+    ) -> Tensor:
+        """The same, where tokens that are not wanted do not ask either, but are keys and values."""
+        k_BTGD, v_BTGD = map(self._heads, products(x_BTC, self.wk, self.wv))
+        q_1NHD = self._heads(self.wq(_taken(x_BTC, wanted_N)[None]))
+        q_1NHD = rotate(q_1NHD, *(_taken(table, wanted_N)[None] for table in rotary))
+        seen_1NHD = attend.wanted(self.layer, q_1NHD, rotate(k_BTGD, *rotary), v_BTGD)
+        added: Tensor = self.wo(seen_1NHD[0].flatten(1))
+        return added
+
+    def _heads(self, x_BTC: Tensor) -> Tensor:
+        x_BTHD: Tensor = x_BTC.unflatten(-1, (-1, self.head_dim))
+        return x_BTHD
 
 
 class FeedForward(nn.Module):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from dpo_runs import alone, pairs, rows
@@ -100,7 +101,7 @@ def output_and_gradients(attend: Attend, rows: int, heads: int, like: torch.dtyp
     *qkv, grad = (torch.randn(shape, generator=draw, dtype=like) for shape in shapes)
     leaves = [x.requires_grad_() for x in qkv]
     out = attend(0, *leaves)
-    return [out, *torch.autograd.grad(out, leaves, grad)]
+    return [out, *torch.autograd.grad(out, leaves, grad[:, : out.shape[1]])]
 
 
 FORKS = [(5, 4, 3), (2, 1, 6), (12, 0, 0), (4, 8, 0), (4, 0, 8), (1, 2, 9), (0, 5, 7)]
@@ -134,3 +135,51 @@ def test_nothing_of_a_piece_is_kept_but_its_log_sum_exp() -> None:
     T = attend.positions_BT.numel()
     assert sum(map(sum, FORKS)) == T
     assert sum(kept.values()) == 4 * T * ((4 + 2 + 2 + 4) * 8 + 4)
+
+
+ASKED = [(5, 4, 3), (2, 1, 6), (12, 0, 0), (4, 0, 8)]
+ASKING = [[[4, 5, 7], [4, 9, 11]], [[2], [1, 4, 8]], [[0, 1, 2]], [[1, 2], [3, 11]]]
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+@pytest.mark.parametrize("like", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_wanted_queries_see_what_they_see_among_all(heads: int, like: torch.dtype) -> None:
+    """Outputs and gradients, with gaps between them; who predicts a token of both asks twice."""
+    asking = [[np.array(places) for places in line] for line in ASKING]
+    starts = np.cumsum([0, *map(sum, ASKED)])
+    places = [places + start for line, start in zip(asking, starts) for places in line]
+    wanted_N = torch.from_numpy(np.concatenate(places))
+
+    class Among(Packed):
+        def __call__(self, layer: int, q: Any, k: Any, v: Any) -> Any:
+            return super().__call__(layer, q, k, v)[:, wanted_N]
+
+    class Alone(Packed):
+        def __call__(self, layer: int, q: Any, k: Any, v: Any) -> Any:
+            return self.wanted(layer, q[:, wanted_N], k, v)
+
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}[like]
+    found, expected = (
+        output_and_gradients(kind(ASKED, asking), 1, heads, like) for kind in (Alone, Among)
+    )
+    torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
+
+
+def test_the_last_block_asks_for_scored_tokens_alone() -> None:
+    """Of a packed row's queries; keys and values are all tokens'. Other blocks ask for all."""
+    model, lines = tiny_model(), [pair_line(pair, i, 99) for i, pair in enumerate(pairs(3))]
+    batch, counts = pack(lines), dict[str, int]()
+    for at, block in ((0, model.layers[0]), (1, model.layers[-1])):
+        for name in ("wq", "wk", "wv"):
+            linear = getattr(block.attention, name)
+            linear.register_forward_hook(
+                lambda _, inputs, __, key=f"{name} {at}": counts.update(
+                    {key: inputs[0].flatten(0, -2).shape[0]}
+                )
+            )
+    forward_logps(model, lines, CPU, pack)
+    T, scored = batch.tokens_BT.numel(), len(batch.source_N)
+    assert scored < T
+    assert counts == {
+        **dict.fromkeys(("wq 0", "wk 0", "wv 0", "wk 1", "wv 1"), T), "wq 1": scored,
+    }  # fmt: skip
