@@ -24,7 +24,7 @@ lint: .venv/installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Our speed beside other tools', into BENCHMARKS.md: forty minutes on a machine to itself.
+# Our speed beside other tools', into BENCHMARKS.md: fifty minutes on a machine to itself.
 # One of them, llama.cpp, has to be compiled; where that fails, the others race all the same.
 bench: .venv/installed-tests
 	$(MAKE) --no-print-directory .venv/installed-peers || echo 'llama.cpp was not built: the bench goes on without it' >&2

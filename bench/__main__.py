@@ -1,6 +1,6 @@
 """`python -m bench`: races our sampling and DPO against other tools', and writes BENCHMARKS.md.
 
-Takes forty minutes and wants the machine to itself. `--quick` runs it in miniature, to see
+Takes fifty minutes and wants the machine to itself. `--quick` runs it in miniature, to see
 that it works: its numbers mean nothing, and it writes a file only where `--out` says so.
 """
 
@@ -69,7 +69,7 @@ RULES = (sampling_race, llamacpp, dpo_race, sft_race)  # each says how it races
 MANY = Against((8, 16, 32, 64), llamacpp.SETTINGS, 5)  # a core may be slow for a while
 SLOW = Against((4, 8), [one for one in llamacpp.SETTINGS if not one.flash], 2)  # a minute a run
 WORKLOADS = {JUDGE: MANY, CANDIDATES: MANY, LONG_JUDGE: SLOW, LONG_CANDIDATES: SLOW}
-TRAININGS = {"": Training(TINY, 320, (4, 8, 16), 5), "26M ": Training(MIDDLE, 48, (4, 8), 3)}
+TRAININGS = {"": Training(TINY, 960, (4, 8, 16), 5), "26M ": Training(MIDDLE, 128, (4, 8), 3)}
 FULL = Program(WORKLOADS, TRAININGS)
 LITTLE = Against((2, 4), llamacpp.SETTINGS[:1], 1)
 FEW = {replace(workload, prompts=4): LITTLE for workload in (JUDGE, CANDIDATES)}
