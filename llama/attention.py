@@ -29,7 +29,7 @@ class Attend(Protocol):
 
 @runtime_checkable
 class AttendWanted(Attend, Protocol):
-    """One that knows which tokens are wanted, as the last block computes no others' queries."""
+    """One that knows which tokens are wanted: the last block then computes no others' queries."""
 
     def wanted(self, layer: int, q_1QHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
         """Attention output 1QHD, for the wanted tokens' queries and the keys of all."""
