@@ -42,10 +42,11 @@ OURS = {  # processes, tokens in a forward pass, what is computed again in the b
 OFTEN = 0.005  # seconds between two looks
 MB = 1e6
 SEED = 0
+NAME = "python -m bench.training_memory"
 
 TEXT = """## Memory of DPO, ours and TRL's
 
-What `{command}` measured, on {machine}, torch {torch}, threads: {threads}, {day},
+What `{command}` measured, on {machine}, torch {torch}, {day},
 in MB above what each process had when weights and pairs were there and everything was imported;
 what several processes share is counted once. The time is the processors', of all processes, of the
 whole run. TRL makes 4 pairs a forward pass, the fewest that it raced with; the reference's
@@ -60,7 +61,7 @@ log-probabilities are part of it on both sides. Ratios are to each model's first
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m bench.training_memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog=NAME, description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--out", type=Path, help="file to write the table to")
     parser.add_argument("--as-side", nargs=2, help=argparse.SUPPRESS)
@@ -78,10 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
             cells += f"**{memory / first[0]:.2f}** | {1e3 * seconds / count:,.1f} | "
             rows.append(f"| {name}, {side} | {cells}{seconds / first[1]:.2f} |")
     text = TEXT.format(
-        command=" ".join(["python -m bench.training_memory", *arguments]), machine=machine(),
-        torch=torch.__version__, threads=torch.get_num_threads(),
-        day=date.today().isoformat(), rows="\n".join(rows),
-    )  # fmt: skip
+        command=" ".join([f"OMP_NUM_THREADS={torch.get_num_threads()}", NAME, *arguments]),
+        machine=machine(),
+        torch=torch.__version__,
+        day=date.today().isoformat(),
+        rows="\n".join(rows),
+    )
     print(text)
     if given.out:
         replace_file(given.out, text.encode())
