@@ -1,36 +1,42 @@
 """`python -m bench.training_memory`: the most memory of DPO above the weights, ours and TRL's, and
 what it costs in time of the processor.
 
-Each side trains in a fresh process, on the same weights and pairs, as in the race. It says when the
-weights are there and everything is imported; from then on the memory of it and of all that it
-forks is looked at every few milliseconds, pages that several share counted once.
+Each side trains in a fresh process, on the same weights and pairs, as in the race. First it trains
+a very small model in the same way: what libraries take when they are first used is no training's.
+When the weights are there it says so; from then on the memory of it and of all that it forks is
+looked at every few milliseconds, pages that several share counted once.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from bench.dpo_race import train_ours, train_theirs
+from bench.dpo_race import BATCH, train_ours, train_theirs
 from bench.report import machine
 from bench.shapes import MIDDLE, TINY, pairs, random_weights
 from bench.twin import transformers_twin
-from llama import Llama
+from llama import Llama, LlamaConfig
 from llama.files import replace_file
 
-MODELS = {"tiny": (TINY, 4, 96), "26M": (MIDDLE, 4, 48)}  # pairs in their forward pass, in all
-THEIRS = {  # whether activations are computed again in the backward pass
-    "TRL's DPOTrainer": False,
-    "TRL's DPOTrainer, activation checkpointing": True,
+LITTLE = replace(TINY, dim=16, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=32)
+MODELS = {"tiny": (TINY, 96), "26M": (MIDDLE, 48)}  # pairs
+THEIRS = {  # pairs in a forward pass, whether activations are computed again in the backward pass
+    "TRL's DPOTrainer, 4 pairs at once": (4, False),
+    "TRL's DPOTrainer, the same, activation checkpointing": (4, True),
+    "TRL's DPOTrainer, a step at once": (BATCH, False),
 }
 OURS = {  # processes, tokens in a forward pass, what is computed again in the backward pass
     "ours, as in the race: two processes, a step at once": (2, 8192, "none"),
@@ -47,10 +53,11 @@ NAME = "python -m bench.training_memory"
 TEXT = """## Memory of DPO, ours and TRL's
 
 What `{command}` measured, on {machine}, torch {torch}, {day},
-in MB above what each process had when weights and pairs were there and everything was imported;
-what several processes share is counted once. The time is the processors', of all processes, of the
-whole run. TRL makes 4 pairs a forward pass, the fewest that it raced with; the reference's
-log-probabilities are part of it on both sides. Ratios are to each model's first line.
+in MB above what each process had when weights and pairs were there and it had trained a very small
+model in the same way, for libraries take memory when they are first used; what several processes
+share is counted once. The time is the processors', of all processes, of the whole run; the
+reference's log-probabilities are part of it on both sides. 4 pairs are the fewest that TRL raced
+with, and a step has 16. Ratios are to each model's first line.
 
 | model, how it trains | its weights | memory above | of TRL's | time a pair, ms | of TRL's |
 | --- | --- | --- | --- | --- | --- |
@@ -70,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         return train(*given.as_side)
     rows = []
     for name in given.models:
-        config, _, count = MODELS[name]
+        config, count = MODELS[name]
         first: tuple[float, float] | None = None
         for side in (*THEIRS, *OURS):
             memory, seconds = measure(side, name)
@@ -127,24 +134,28 @@ def in_use(pid: int) -> int:
 
 def train(side: str, name: str) -> int:
     """What each process does."""
-    config, size, count = MODELS[name]
-    model, data = random_weights(Llama(config), SEED), pairs(count, SEED)
-    if side in OURS:
-        processes, at_once, again = OURS[side]
-        how = {"processes": processes, "micro_tokens": at_once, "recompute": again}
-        work = partial(train_ours, model, data, 1, SEED, **how)  # type: ignore[arg-type]
-    else:
-        for module in ("trl", "datasets", "tokenizers"):
-            import_module(module)
-        twin = transformers_twin(model)
-        del model
-        work = partial(train_theirs, twin, data, size, 1, SEED, checkpointing=THEIRS[side])
+    _work(side, LITTLE, 2 * BATCH)()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what is free by now would be used, and not counted
+    work = _work(side, *MODELS[name])
     print("ready", flush=True)
     sys.stdin.readline()
     before = _seconds()
     work()
     print(_seconds() - before)
     return 0
+
+
+def _work(side: str, config: LlamaConfig, count: int) -> Callable[[], object]:
+    """A training on so many pairs, whose weights and pairs are there."""
+    model, data = random_weights(Llama(config), SEED), pairs(count, SEED)
+    if side in THEIRS:
+        size, checkpointing = THEIRS[side]
+        twin = transformers_twin(model)
+        return partial(train_theirs, twin, data, size, 1, SEED, checkpointing=checkpointing)
+    processes, at_once, recompute = OURS[side]
+    how = {"processes": processes, "micro_tokens": at_once, "recompute": recompute}
+    return partial(train_ours, model, data, 1, SEED, **how)  # type: ignore[arg-type]
 
 
 def _seconds() -> float:

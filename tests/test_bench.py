@@ -169,6 +169,25 @@ def test_memory_is_that_of_all_processes() -> None:
     assert training_memory.in_use(parent.pid) == 0
 
 
+@pytest.mark.parametrize("sides", [training_memory.THEIRS, training_memory.OURS])
+def test_nothing_is_imported_while_memory_is_looked_at(sides: dict[str, tuple]) -> None:
+    code = (
+        "import io, sys\n"
+        "from bench import training_memory\n"
+        "class Told(io.StringIO):\n"
+        "    def readline(self): self.there = set(sys.modules)\n"
+        "sys.stdin = Told()\n"
+        "training_memory.MODELS = {'little': (training_memory.LITTLE, 40)}\n"
+        f"training_memory.train({next(iter(sides))!r}, 'little')\n"
+        "print(len(sys.stdin.there), set(sys.modules) - sys.stdin.there)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ready, seconds, modules = told.stdout.splitlines()[-3:]
+    assert ready == "ready" and float(seconds) > 0
+    count, late = modules.split(" ", 1)
+    assert int(count) > 1000 and late == "set()"
+
+
 def test_the_floor_counts_what_torch_counts() -> None:
     model, T = random_weights(Llama(TINY), 0), 40
     counter = FlopCounterMode(display=False)
