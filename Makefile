@@ -24,11 +24,13 @@ lint: .venv/installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Our speed beside other tools', into BENCHMARKS.md: fifty minutes on a machine to itself.
+# Our speed beside other tools', into BENCHMARKS.md, fifty minutes on a machine to itself; and the
+# memory of DPO, some ten more.
 # One of them, llama.cpp, has to be compiled; where that fails, the others race all the same.
 bench: .venv/installed-tests
 	$(MAKE) --no-print-directory .venv/installed-peers || echo 'llama.cpp was not built: the bench goes on without it' >&2
 	$(BIN)/python -m bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.training_memory --out bench/training_memory.md
 
 # Sampling and training at 7B's shape on a GPU, against what the card can do; and the loop's stages
 # there, which write and remove 27 GB.

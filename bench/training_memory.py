@@ -31,7 +31,7 @@ from bench.twin import transformers_twin
 from llama import Llama, LlamaConfig
 from llama.files import replace_file
 
-LITTLE = replace(TINY, dim=16, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=32)
+SMALL = replace(TINY, dim=16, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=32)
 MODELS = {"tiny": (TINY, 96), "26M": (MIDDLE, 48)}  # pairs
 THEIRS = {  # pairs in a forward pass, whether activations are computed again in the backward pass
     "TRL's DPOTrainer, 4 pairs at once": (4, False),
@@ -134,7 +134,7 @@ def in_use(pid: int) -> int:
 
 def train(side: str, name: str) -> int:
     """What each process does."""
-    _work(side, LITTLE, 2 * BATCH)()
+    _work(side, SMALL, 2 * BATCH)()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # or what is free by now would be used, and not counted
     work = _work(side, *MODELS[name])

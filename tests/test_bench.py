@@ -177,7 +177,7 @@ def test_nothing_is_imported_while_memory_is_looked_at(sides: dict[str, tuple]) 
         "class Told(io.StringIO):\n"
         "    def readline(self): self.there = set(sys.modules)\n"
         "sys.stdin = Told()\n"
-        "training_memory.MODELS = {'little': (training_memory.LITTLE, 40)}\n"
+        "training_memory.MODELS = {'little': (training_memory.SMALL, 40)}\n"
         f"training_memory.train({next(iter(sides))!r}, 'little')\n"
         "print(len(sys.stdin.there), set(sys.modules) - sys.stdin.there)"
     )
