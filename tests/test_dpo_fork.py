@@ -137,6 +137,20 @@ def test_nothing_of_a_piece_is_kept_but_its_log_sum_exp() -> None:
     assert sum(kept.values()) == 4 * T * ((4 + 2 + 2 + 4) * 8 + 4)
 
 
+@pytest.mark.parametrize("fork", [*FORKS, (60, 40, 40), (10, 40, 40), (9, 5, 9), (9, 5, 8)])
+def test_a_line_is_cut_where_it_makes_the_fewest_scores(fork: tuple[int, ...]) -> None:
+    """Each query once, and each token a key of the last piece."""
+    shared, chosen, rejected = fork
+    T = sum(fork)
+    (pieces,) = Packed([(shared, chosen, rejected)]).lines
+    assert sum(piece.N for piece in pieces) == T == pieces[-1].M
+    if not rejected:  # nothing that forks: one causal text
+        assert len(pieces) == 1 and pieces[0].hidden_NM is None
+        return
+    ways = [shared**2 + (T - shared) * T, (shared + chosen) ** 2 + rejected * T]
+    assert sum(piece.N * piece.M for piece in pieces) == min(ways)
+
+
 ASKED = [(5, 4, 3), (2, 1, 6), (12, 0, 0), (4, 0, 8)]
 ASKING = [[[4, 5, 7], [4, 9, 11]], [[2], [1, 4, 8]], [[0, 1, 2]], [[1, 2], [3, 11]]]
 
