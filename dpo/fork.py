@@ -23,6 +23,7 @@ from torch import Tensor
 from llama.attention import CausalRows
 
 Ints = np.ndarray
+Fork = tuple[int, int, int]  # tokens of a line: shared, the chosen answer's, the rejected one's
 
 
 class Forked:
@@ -47,8 +48,8 @@ class Forked:
         return _take(self.rows(layer, *unfolded), self.fold_BT)
 
 
-def forked(forks: Sequence[tuple[int, int, int]], T: int) -> Forked:
-    """For lines whose three parts are (shared, chosen, rejected) tokens long, padded to T."""
+def forked(forks: Sequence[Fork], T: int) -> Forked:
+    """For lines of such parts, padded to T."""
     B, U = len(forks), max(shared + max(c, r) for shared, c, r in forks)
     positions_BT, fold_BT = np.zeros((B, T), dtype=np.int64), np.zeros((B, T), dtype=np.int64)
     unfold_B2U = np.zeros((B, 2, U), dtype=np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo.fork import Forked, Ints, forked
+from dpo.fork import Fork, Forked, Ints, forked
 from dpo.packed import Packed
 
 
@@ -40,7 +40,7 @@ class Line:
     source_N: Ints  # place whose logits score ...
     target_N: Ints  # ... this token
     count_S: Ints  # scored tokens of each response in the line
-    fork: tuple[int, int, int]  # tokens: shared, the chosen's, the rejected's; a row is all shared
+    fork: Fork  # a row is all shared
 
     def __len__(self) -> int:
         return len(self.ids_T)

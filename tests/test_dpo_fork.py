@@ -8,7 +8,7 @@ import torch
 from dpo_runs import alone, pairs, rows
 from tiny_llama import tiny_model
 
-from dpo import Pair, Row
+from dpo import Pair, Row, packed
 from dpo.descent import forward_logps
 from dpo.fork import forked
 from dpo.lines import pack, pad, pair_line, row_line
@@ -107,15 +107,23 @@ def output_and_gradients(attend: Attend, rows: int, heads: int, like: torch.dtyp
 FORKS = [(5, 4, 3), (2, 1, 6), (12, 0, 0), (4, 8, 0), (4, 0, 8), (1, 2, 9), (0, 5, 7)]
 
 
+every_way = pytest.mark.parametrize("overhead", [-(2**12), 0, 8, packed.OVERHEAD])
+
+
+@every_way
 @pytest.mark.parametrize("heads", [2, 4, 6])
 @pytest.mark.parametrize("like", [torch.float64, torch.float32, torch.bfloat16])
-def test_attention_in_a_row_is_that_of_lines_side_by_side(heads: int, like: torch.dtype) -> None:
-    """Outputs and the gradients of queries, keys and values, whatever the type and the groups."""
+def test_attention_in_a_row_is_that_of_lines_side_by_side(
+    heads: int, like: torch.dtype, overhead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs and the gradients of queries, keys and values, whatever the type, the groups, and how
+    lines are cut."""
+    monkeypatch.setattr(packed, "OVERHEAD", overhead)
     whole = [fork for fork in FORKS if sum(fork) == 12]
     padded = output_and_gradients(forked(whole, 12), len(whole), heads, like)
-    packed = output_and_gradients(Packed(whole), 1, heads, like)
+    in_a_row = output_and_gradients(Packed(whole), 1, heads, like)
     bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}[like]
-    for found, expected in zip(packed, padded):
+    for found, expected in zip(in_a_row, padded):
         expected = expected.flatten(0, 1)[None]
         torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
     positions = forked(whole, 12).positions_BT.flatten()
@@ -137,28 +145,34 @@ def test_nothing_of_a_piece_is_kept_but_its_log_sum_exp() -> None:
     assert sum(kept.values()) == 4 * T * ((4 + 2 + 2 + 4) * 8 + 4)
 
 
-@pytest.mark.parametrize("fork", [*FORKS, (60, 40, 40), (10, 40, 40), (9, 5, 9), (9, 5, 8)])
-def test_a_line_is_cut_where_it_makes_the_fewest_scores(fork: tuple[int, ...]) -> None:
-    """Each query once, and each token a key of the last piece."""
-    shared, chosen, rejected = fork
-    T = sum(fork)
-    (pieces,) = Packed([(shared, chosen, rejected)]).lines
-    assert sum(piece.N for piece in pieces) == T == pieces[-1].M
-    if not rejected:  # nothing that forks: one causal text
-        assert len(pieces) == 1 and pieces[0].hidden_NM is None
-        return
-    ways = [shared**2 + (T - shared) * T, (shared + chosen) ** 2 + rejected * T]
-    assert sum(piece.N * piece.M for piece in pieces) == min(ways)
+def cut(fork: tuple[int, int, int]) -> list[tuple[int, int, bool]]:
+    """Queries, keys, and whether some are left out, of each piece of a line that asks for all."""
+    (pieces,) = Packed([fork]).lines
+    return [(piece.N, piece.M, piece.without is not None) for piece in pieces]
+
+
+def test_a_line_is_cut_by_the_cheapest_way() -> None:
+    """One piece while it is short; the chosen answer beside the rejected one, or the prompt; and
+    its keys left out where they are many."""
+    assert cut((400, 0, 0)) == [(400, 400, False)]
+    assert cut((27, 15, 15)) == [(57, 57, False)]
+    assert cut((60, 40, 40)) == [(60, 60, False), (80, 140, False)]
+    assert cut((20, 60, 60)) == [(80, 80, False), (60, 140, False)]
+    assert cut((100, 300, 300)) == [(400, 400, False), (300, 700, True)]
 
 
 ASKED = [(5, 4, 3), (2, 1, 6), (12, 0, 0), (4, 0, 8)]
 ASKING = [[[4, 5, 7], [4, 9, 11]], [[2], [1, 4, 8]], [[0, 1, 2]], [[1, 2], [3, 11]]]
 
 
+@every_way
 @pytest.mark.parametrize("heads", [2, 6])
 @pytest.mark.parametrize("like", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_wanted_queries_see_what_they_see_among_all(heads: int, like: torch.dtype) -> None:
+def test_the_wanted_queries_see_what_they_see_among_all(
+    heads: int, like: torch.dtype, overhead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Outputs and gradients, with gaps between them; who predicts a token of both asks twice."""
+    monkeypatch.setattr(packed, "OVERHEAD", overhead)
     asking = [[np.array(places) for places in line] for line in ASKING]
     starts = np.cumsum([0, *map(sum, ASKED)])
     places = [places + start for line, start in zip(asking, starts) for places in line]
