@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from dpo.batches import PACKED, PADDED, Dealer, Layout, micro_batches
 from dpo.blocks import running_blocks
@@ -21,6 +20,7 @@ from dpo.settings import TrainSettings
 from dpo.telemetry import NOTHING, Telemetry
 from llama import fingerprint
 from llama.children import most_processes
+from llama.cut import is_sharded
 from llama.lora import begin, chosen, fold
 from llama.model import Llama
 from llama.parallel import Group
@@ -142,7 +142,7 @@ def row_logps(model: Llama, rows: Sequence[Row], micro_tokens: int, group: Group
 
 def _processes(model: Llama, settings: TrainSettings, group: Group, asked: int | None) -> int:
     """How many processes of this rank share a step. Other ranks are processes already."""
-    apart = group.world_size > 1 or isinstance(model, FSDPModule) or settings.compile
+    apart = group.world_size > 1 or is_sharded(model) or settings.compile
     if apart or model.config.parameter_count > LARGEST:
         return 1
     return min(asked or most_processes(group.device), settings.batch_size)
@@ -179,7 +179,7 @@ def _adapting(model: Llama, seed: str) -> Iterator[None]:
 def _reshard(model: Llama) -> None:
     """A forward pass without gradients leaves FSDP's root whole: the optimizer would be given
     weights that are about to be thrown away."""
-    if isinstance(model, FSDPModule):
+    if is_sharded(model):
         model.reshard()
 
 

@@ -58,3 +58,8 @@ def local_part(tensor: Tensor) -> Tensor:
 def is_cut(tensor: Tensor) -> TypeGuard[Any]:
     """Whether ranks hold the tensor together."""
     return hasattr(tensor, "to_local")  # a DTensor, without importing it
+
+
+def is_sharded(model: nn.Module) -> TypeGuard[Any]:
+    """Whether FSDP2 holds the model's weights (`llama.parallel.shard`)."""
+    return hasattr(model, "reshard")  # an FSDPModule, without importing it

@@ -1,6 +1,6 @@
 """Ranks: who is here, what they tell each other, and a model cut across them.
 
-With `dpo/trainer.py` the only place that knows `torch.distributed`. Knows no text, no files and no
+With `llama/team.py` the only place that knows `torch.distributed`. Knows no text, no files and no
 loss. Everything works with no process group too: then there is one rank, and it is rank 0.
 
 ```

@@ -30,7 +30,7 @@ MAY_IMPORT = {
 }
 WITHOUT_TORCH = ("judge", "seed")
 # team.py: what ranks tell each other within a token; parallel.py has what they do between steps
-KNOWING_RANKS = {Path("llama/parallel.py"), Path("llama/team.py"), Path("dpo/trainer.py")}
+KNOWING_RANKS = {Path("llama/parallel.py"), Path("llama/team.py")}
 SOURCES = {
     path.relative_to(ROOT): path.read_text(encoding="utf-8")
     for package in MAY_IMPORT
@@ -152,7 +152,13 @@ def test_importing_them_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_only_parallel_team_and_the_trainer_know_other_ranks():
+def test_who_runs_on_one_rank_waits_for_no_fsdp():
+    """Importing it is a quarter of all that is imported before a run says its first word."""
+    code = "import sys, train; sys.exit('torch.distributed.fsdp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_only_parallel_and_team_know_other_ranks():
     assert {path for path, source in SOURCES.items() if knows_ranks(path, source)} <= KNOWING_RANKS
 
 
