@@ -24,7 +24,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dpo.optimizer import MOMENTS, begin_moments
+from dpo.optimizer import MOMENTS, AdamW
 from llama.cut import full_tensors, local_rows, set_local_rows
 from llama.files import replacing
 from llama.header import DTYPES, read_header
@@ -55,7 +55,7 @@ def forget(directory: Path, group: Group) -> None:
 
 
 def save_training(
-    file: Path, model: Llama, optimizer: torch.optim.AdamW, state: dict[str, Any], group: Group
+    file: Path, model: Llama, optimizer: AdamW, state: dict[str, Any], group: Group
 ) -> None:
     """Writes one of FILES. All ranks call it; rank 0 writes, tensor by tensor, so that none holds
     them all.
@@ -63,7 +63,7 @@ def save_training(
     `state` is plain JSON with a `progress` that tells its `step`. If rank 0 cannot write, all ranks
     raise OSError and the other one of FILES stands.
     """
-    state = state | {"updates": _updates(optimizer)}
+    state = state | {"updates": optimizer.updates}  # fewer than steps, if some were skipped
     failure = None
     tensors = full_tensors(_tensors(model, optimizer))
     try:
@@ -144,12 +144,13 @@ def check_bytes(file: Path) -> None:
         raise ValueError(f"{file} is damaged: its CRC-32 was {was!r}, is {crc:08x}: remove it")
 
 
-def load_training(file: Path, model: Llama, optimizer: torch.optim.AdamW, updates: int) -> None:
+def load_training(file: Path, model: Llama, optimizer: AdamW, updates: int) -> None:
     """Puts weights and moments back, each rank reading its own rows.
 
     Raises ValueError if they are another model's.
     """
-    _make_moments(optimizer, updates)
+    if updates:
+        optimizer.begin(updates)
     wanted = dict(_tensors(model, optimizer))
     found = read_header(file)
     shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in wanted.items()}
@@ -162,28 +163,14 @@ def load_training(file: Path, model: Llama, optimizer: torch.optim.AdamW, update
             set_local_rows(tensor, stored.get_slice(name)[local_rows(tensor)])
 
 
-def _tensors(model: Llama, optimizer: torch.optim.AdamW) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: Llama, optimizer: AdamW) -> Iterator[tuple[str, Tensor]]:
     """All that changes in a step, by name; before the first step there are no moments."""
     for name, weight in model.named_parameters():
         if not weight.requires_grad:
             continue
         yield f"weight.{name}", weight
-        for moment in MOMENTS:
-            if moment in optimizer.state[weight]:
-                yield f"{moment}.{name}", optimizer.state[weight][moment]
-
-
-def _updates(optimizer: torch.optim.AdamW) -> int:
-    """How many steps Adam has taken: fewer than the run's, if some were skipped."""
-    counts = {int(state["step"]) for state in optimizer.state.values() if state}
-    assert len(counts) <= 1, counts
-    return counts.pop() if counts else 0
-
-
-def _make_moments(optimizer: torch.optim.AdamW, updates: int) -> None:
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for weight in weights if updates else []:
-        begin_moments(optimizer, weight, updates)
+        for moment in MOMENTS if optimizer.state else ():
+            yield f"{moment}.{name}", optimizer.state[weight][moment]
 
 
 def _write_header(

@@ -158,9 +158,7 @@ class Descent:
             with profile.phase("optimizer"):
                 norm = clip_grad_norm(self.model, self.settings.clip, profile.heard(self.group))
                 if isfinite(shares["loss"]) and isfinite(norm):
-                    for parameters in self.optimizer.param_groups:
-                        parameters["lr"] = rate
-                    self.optimizer.step()
+                    self.optimizer.step(rate)
                 self.optimizer.zero_grad()
             took = shares.pop("operations")
             profile.count(shares["tokens"], took)

@@ -167,7 +167,7 @@ def in_bf16(path: Path) -> None:
     group = start(timeout_s=100)
     model, tokenizer = load_sharded(path / "m", group, torch.bfloat16, lora=Lora(3, 6.0))
     optimizer = make_optimizer(model, replace(SETTINGS, **LORA), (0.9, 0.95))
-    learning = [w for part in optimizer.param_groups for w in part["params"]]
+    learning = optimizer.weights
     kinds = {w.dtype for w in model.parameters()} - {w.dtype for w in learning}
     assert {w.dtype for w in learning} == {torch.float32} and kinds == {torch.bfloat16}
     settings = replace(SETTINGS, **LORA)

@@ -1,6 +1,11 @@
-"""AdamW by hand with narrow moments: its formula, its types, its resume."""
+"""AdamW, with wide moments and narrow ones: its formula, its types, its resume."""
 
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,34 +16,64 @@ from torch import nn
 
 from dpo import TrainSettings
 from dpo.checkpoint import FILES
-from dpo.optimizer import MOMENTS, NarrowAdamW, make_optimizer
+from dpo.optimizer import MOMENTS, AdamW, make_optimizer
 from llama import fingerprint
 
 BETAS = (0.9, 0.95)
 
 
-def stepped(optimizer_of, steps: int = 20) -> list[torch.Tensor]:
-    """A layer's weights after some steps on random gradients."""
+def stepped(step_of: Callable[[list[nn.Parameter]], Callable[[], Any]]) -> list[torch.Tensor]:
+    """A layer's weights after some steps on random gradients; only its matrix decays."""
     draw = torch.Generator().manual_seed(0)
     layer = nn.Linear(5, 3)
     with torch.no_grad():
         for weight in layer.parameters():
             weight.normal_(generator=draw)
-    optimizer = optimizer_of(list(layer.parameters()))
-    for _ in range(steps):
+    step = step_of(list(layer.parameters()))
+    for _ in range(20):
         for weight in layer.parameters():
             weight.grad = torch.randn(weight.shape, generator=draw)
-        optimizer.step()
+        step()
     return [weight.detach() for weight in layer.parameters()]
 
 
-def test_with_fp32_moments_it_is_torchs() -> None:
-    how = {"lr": 0.01, "betas": BETAS, "weight_decay": 0.1}
-    ours = stepped(lambda weights: NarrowAdamW(weights, torch.float32, **how))
-    torch.testing.assert_close(ours, stepped(lambda w: torch.optim.AdamW(w, **how)))
-    narrow = stepped(lambda weights: NarrowAdamW(weights, torch.bfloat16, **how))
+def groups_of(weights: list[nn.Parameter]) -> list[dict[str, Any]]:
+    matrix, bias = weights
+    return [
+        {"params": [matrix], "weight_decay": 0.1},
+        {"params": [bias], "weight_decay": 0.0},
+    ]
+
+
+def our_step(weights: list[nn.Parameter], moments: torch.dtype) -> Callable[[], None]:
+    return partial(AdamW(groups_of(weights), BETAS, moments).step, rate=0.01)
+
+
+def torchs_step(weights: list[nn.Parameter], **how: Any) -> Callable[[], Any]:
+    return torch.optim.AdamW(groups_of(weights), lr=0.01, betas=BETAS, **how).step
+
+
+def test_it_is_torchs() -> None:
+    """To the bit by the same kernel; by hand but for rounding."""
+    ours = stepped(partial(our_step, moments=torch.float32))
+    assert all(map(torch.equal, ours, stepped(partial(torchs_step, fused=True))))
+    by_hand = stepped(partial(our_step, moments=torch.float64))  # computes in fp32
+    torch.testing.assert_close(by_hand, stepped(partial(torchs_step, fused=False)))
+    narrow = stepped(partial(our_step, moments=torch.bfloat16))
     assert not torch.equal(narrow[0], ours[0])
     torch.testing.assert_close(narrow, ours, rtol=0.02, atol=0.002)
+
+
+def test_a_training_does_not_wait_for_torchs_compiler(tmp_path: Path) -> None:
+    """Making one of torch's own optimizers would import it."""
+    code = """if True:
+        import sys
+        from dpo_runs import sft
+        from tiny_llama import tiny_model
+        sft(tiny_model())
+        sys.exit("torch._dynamo" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False)
+    assert done.returncode == 0
 
 
 def test_moments_follow_gradients_that_change_little() -> None:
@@ -48,10 +83,11 @@ def test_moments_follow_gradients_that_change_little() -> None:
 
     def v_after(beta2: float) -> float:
         weight = nn.Parameter(torch.zeros(1))
-        optimizer = NarrowAdamW([weight], torch.bfloat16, lr=0.0, betas=(0.9, beta2))
+        groups = [{"params": [weight], "weight_decay": 0.0}]
+        optimizer = AdamW(groups, (0.9, beta2), torch.bfloat16)
         for g in [1.0] * 2000 + [0.9] * 2000:
             weight.grad = torch.tensor([g])
-            optimizer.step()
+            optimizer.step(rate=0.0)
         return optimizer.state[weight]["exp_avg_sq"].item()
 
     assert v_after(0.95) == pytest.approx(0.81, rel=0.1)
@@ -61,7 +97,7 @@ def test_moments_follow_gradients_that_change_little() -> None:
 def test_only_matrices_decay_whichever_the_moments() -> None:
     for moments in ("float32", "bfloat16"):
         settings = TrainSettings(learning_rate=1.0, weight_decay=0.1, moments=moments)
-        groups = make_optimizer(tiny_model(), settings, BETAS).param_groups
+        groups = make_optimizer(tiny_model(), settings, BETAS).groups
         assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
         assert {weight.ndim for weight in groups[0]["params"]} == {2}
         assert {weight.ndim for weight in groups[1]["params"]} == {1}
