@@ -26,6 +26,9 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor]  # a rank's, of a weight, its grad
 class AdamW:
     """Adam with decoupled weight decay (arXiv 1711.05101): in fp32 by torch's kernel.
 
+    Not by `torch.optim`, whose optimizers import torch's compiler when the first of them is made:
+    that takes longer than a small training.
+
     Moments of another type are rounded to the nearest, and the computation stays in fp32. In bf16
     that saves 4 of a weight's 16 bytes. Nothing need be drawn to round it: with β2 = 0.95 a step
     moves v by 5 % of its distance to g², and bf16 tells 0.4 % apart. (With 0.999 v would stick.)
