@@ -64,7 +64,7 @@ def test_it_is_torchs() -> None:
     torch.testing.assert_close(narrow, ours, rtol=0.02, atol=0.002)
 
 
-def test_a_training_does_not_wait_for_torchs_compiler(tmp_path: Path) -> None:
+def test_a_training_does_not_wait_for_torchs_compiler() -> None:
     """Making one of torch's own optimizers would import it."""
     code = """if True:
         import sys
