@@ -1,10 +1,10 @@
 """Self-Rewarding Language Models (Yuan et al. 2024, arXiv 2401.10020): the whole loop.
 
 M0 ── SFT on seed answers and seed judgements ──▶ M1
-M_t ─▶ new prompts ─▶ N answers each ─▶ K judgements of each ─▶ best against worst ── DPO ──▶ M_t+1
+new prompts ─ M_t ─▶ N answers each ─ M_t ─▶ K judgements each ─▶ best against worst ─ DPO ─▶ M_t+1
 
 python train.py                                    the embedded small world, on a laptop
-torchrun --nproc-per-node 8 train.py --preset paper --model DIR --seed-data DIR
+torchrun --nproc-per-node 8 train.py --preset paper --model DIR --prompt-model DIR --seed-data DIR
 """
 
 import sys
@@ -53,7 +53,7 @@ class SelfRewarding:
         return t
 
     def improve(self, t: int) -> None:
-        """M_t+1: M_t trained on what it wrote, answered and judged itself."""
+        """M_t+1: M_t trained on its own answers to new prompts, as it judged them itself."""
         prompts = self.write_prompts(t)
         responses = self.answer(t, prompts)
         judgements = self.judge(t, prompts, responses)
@@ -63,7 +63,7 @@ class SelfRewarding:
         self.choice.dpo(self.name(t + 1), self.model(t), pairs, replay)
 
     def write_prompts(self, t: int) -> Rows:
-        """New prompts, after the manner of the seed's; written by M0 unless the settings say so."""
+        """New prompts, after the manner of the seed's, by M0 or whom the settings name."""
         how, ift, kept_out = self.settings.prompts, self.given.seed.ift, self.given.kept_out
         writers = {"base": self.given.model, "current": self.model(t)}
         complete = self.models.complete(writers.get(how.writer, Path(how.writer)))
@@ -101,7 +101,7 @@ class SelfRewarding:
         return self.run.rows(f"{self.name(t)}/pairs.jsonl", make, f"{self.name(t)}: making pairs")
 
     def practise(self, t: int) -> list[Example]:
-        """M_t judges what people ranked; where its scores say the same, they are learnt from."""
+        """M_t judges what people ranked; where its scores order it alike, it learns from them."""
         rows, judged = self.practice.rows(t, self.name(t), partial(self.ask_judge, t), self.seed(t))
         return self.judged(rows) + self.meta.examples(self.practice.sets, judged)
 

@@ -13,5 +13,5 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun .venv/bin/torchrun \
   --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
   --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \
-  train.py --preset paper --model models/Llama-2-7b-hf --seed-data seed-data/oasst \
-  --run-dir runs/paper "$@"
+  train.py --preset paper --model models/Llama-2-7b-hf \
+  --prompt-model models/Llama-2-7b-chat-hf --seed-data seed-data/oasst --run-dir runs/paper "$@"

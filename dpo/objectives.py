@@ -58,7 +58,7 @@ class Objective(Protocol):
         """Steps in which every item comes once."""
 
     def jobs(self, step: int, parts: int) -> list[Job]:
-        """The jobs of a step, for `parts` ranks to take in turns; each rank gets equally many."""
+        """The jobs of a step, equally many for each of `parts` processes, of all ranks."""
 
 
 class SFT:

@@ -1,8 +1,8 @@
 """What the reference thinks of the pairs: computed once, before training, and kept on disk.
 
 The log-probabilities come from the same kernel and the same micro-batches as the first epoch's, so
-that before the first update policy and reference agree to the last bit. After that no reference
-model needs memory. Knows no loss and no optimizer.
+that before the first update policy and reference agree to the last bit, unless there is dropout.
+After that no reference model needs memory. Knows no loss and no optimizer.
 """
 
 # P pairs

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 PROMPTS = Path(__file__).parent / "prompts"
-# The scores that the built-in rubrics offer. (pairwise.txt offers none: it is compare.py's.)
+# The scores that the built-in rubrics offer. (pairwise.txt and meta*.txt offer none.)
 SCALES = {"additive": (0.0, 5.0), "additive_short": (0.0, 5.0), "multiple_choice": (1.0, 5.0)}
 
 

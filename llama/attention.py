@@ -1,7 +1,8 @@
-"""Which token sees which, and the kernel that computes it: the one place that chooses a kernel.
+"""Which token sees which. The model hands queries, keys and values to an `Attend`.
 
-The model hands queries, keys and values to an `Attend`. Here are the two that training needs; the
-cache has its own. Knows no weights and no text.
+Here are ordinary rows, and rows after a prefix that they share. Pairs that share a prompt have
+theirs in `dpo/fork.py` and `dpo/packed.py`, the cache in `llama/cache.py` and `llama/arena.py`.
+Knows no weights and no text.
 """
 
 # B rows, T tokens, H query heads, G key-value heads, D head width
@@ -73,30 +74,6 @@ class AfterPrefix:
             for before_CGD, own_BTGD in zip(self.prefix(layer), (k_BTGD, v_BTGD))
         )
         return _attention(q_BTHD, k_BNGD, v_BNGD, sees_B1TT=self.sees_TN)
-
-
-class Documents:
-    """Rows packed with several documents, each as if it were alone.
-
-    `document_BT` (int) numbers the document of every token; a document's tokens are neighbours.
-    ```
-      document  0 0 1 1 1      a sees a
-      token     a b c d e      b sees ab
-      position  0 1 0 1 2      c sees c · d sees cd · e sees cde
-    ```
-    """
-
-    def __init__(self, document_BT: Tensor) -> None:
-        place_T = torch.arange(document_BT.shape[1], device=document_BT.device)
-        starts_BT = torch.ones_like(document_BT, dtype=torch.bool)
-        starts_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
-        start_BT = torch.where(starts_BT, place_T, 0).cummax(dim=1).values
-        self.positions_BT = place_T - start_BT
-        same_BTT = start_BT[:, :, None] == start_BT[:, None, :]
-        self.sees_B1TT = (same_BTT & (place_T[:, None] >= place_T)).unsqueeze(1)
-
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        return _attention(q_BTHD, k_BTGD, v_BTGD, sees_B1TT=self.sees_B1TT)
 
 
 def _attention(

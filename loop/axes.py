@@ -50,14 +50,12 @@ def judging(
     before: Sequence[Row] | None,
     level: float,
 ) -> Row:
-    """The axis of judging: the five metrics with their intervals, how the canaries were scored, and
+    """The axis of judging: the metrics with their intervals, how the canaries were scored, and
     by how much the pairwise accuracy exceeds that of the judge before, on the same sets.
     """
     sets = ranked_sets(ranked, judgements)
     report: Row = dict(metrics.summary(sets, level=level))
     report["canaries"] = canary_scores(ranked[:CANARY_PROMPTS], judgements)
-    scores = [row["score"] for row in judgements if row["score"] is not None]
-    report["mean_score"] = fmean(scores) if scores else None
     if before is not None:
         gain = metrics.difference(sets, ranked_sets(ranked, before), level=level)
         report["gain_vs_previous"] = gain["pairwise_accuracy"]

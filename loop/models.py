@@ -1,7 +1,7 @@
 """Loads, trains and lets speak the models of a run, one in memory at a time. Knows no order of
 steps.
 
-Here text becomes tokens: above this file there are only rows of text, below it only token ids.
+Here text becomes tokens for training; for sampling it does in `sampling/complete.py`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized

@@ -227,7 +227,9 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--prompt-model", metavar="DIR", help="writes the new prompts, in all iterations"
     )
-    parser.add_argument("--seed-data", metavar="DIR", help="ift, eft, ranked and held_out .jsonl")
+    parser.add_argument(
+        "--seed-data", metavar="DIR", help="ift, ranked, held_out, eft or eft_ranked .jsonl"
+    )
     parser.add_argument(
         "--iterations", metavar="N", type=_iterations, help="M1 … MN; or: until-plateau"
     )

@@ -41,7 +41,7 @@ class Prompts:
     similarity: float | None = 0.7  # ROUGE-L F1 with one kept that makes a repeat; none: no limit
     min_words: int = 3
     max_words: int = 150
-    keywords: tuple[str, ...] = ()  # a prompt that holds one of these words is left out
+    keywords: tuple[str, ...] = ()  # words or phrases; a prompt with one is left out
     round_size: int = 256  # requests a round; later rounds show what earlier ones made
     max_rounds: int = 100  # after these the run goes on with as many prompts as there are
 
@@ -86,7 +86,7 @@ class Responses:
 class Judging:
     """Step 3: the model's own scores, in the loop and in the evaluation of the judge."""
 
-    rubric: str = "additive"  # a name in judge/prompts, or a file
+    rubric: str = "additive"  # additive, additive_short, multiple_choice (judge/prompts), or a file
     k: int = 3  # judgements of a response, averaged
     eft_rows: int | None = None  # most rows to be made where the seed has no eft.jsonl; none: all
     expected: bool = False  # the score is the mean over all the judge might have written there
@@ -138,7 +138,7 @@ class Meta:
 
     prompts: int = 0  # an iteration, each with its most disputed answer; 0: no Meta-Rewarding
     iterations: int = 2  # the first ones, which have judgement pairs beside the answer pairs
-    template: str = "meta"  # a name in judge/prompts, or a file
+    template: str = "meta"  # additive, additive_short, multiple_choice (judge/prompts), or a file
     practice: bool = False  # learn it from people's ranks: with judging.practice, as many rounds
     max_new_tokens: int = 512
 

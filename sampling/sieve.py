@@ -3,6 +3,7 @@
 Knows no model. Thresholds are the caller's: a small world's prompts are short and much alike.
 """
 
+import re
 from collections.abc import Collection, Sequence
 
 from sampling.rouge import Index, words
@@ -20,8 +21,8 @@ class Sieve:
     """The filters of self-instruct, and all that was kept so far.
 
     min_words, max_words: the length of a prompt, in words between spaces.
-    keywords: a prompt that holds one of these (whole words, whatever the case) asks for what a
-        language model cannot do: "image", "graph", …
+    keywords: a prompt that holds one of these words or phrases (whole, whatever the case) asks for
+        what a language model cannot do: "image", "bar chart", …
     similarity: the ROUGE-L F1 with anything kept from which on a prompt is too similar; None: only
         repeats are.
     forbidden: held-out prompts; no repeat of one is ever kept.
@@ -41,7 +42,8 @@ class Sieve:
         forbidden: Collection[str] = (),
     ) -> None:
         self.min_words, self.max_words = min_words, max_words
-        self._keywords = {keyword.lower() for keyword in keywords}
+        phrases = [re.escape(phrase) for phrase in map(_plain, keywords) if phrase]
+        self._keyword = re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)") if phrases else None
         self._known = {_plain(text) for text in forbidden}
         self._letters: set[str] = set()
         self._index = None if similarity is None else Index(similarity)
@@ -55,7 +57,7 @@ class Sieve:
             return "too_short"
         if length > self.max_words:
             return "too_long"
-        if self._keywords.intersection(words(text)):
+        if self._keyword is not None and self._keyword.search(_plain(text)):
             return "keyword"
         if looping(_plain(text).split()):
             return "looping"

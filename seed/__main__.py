@@ -2,7 +2,7 @@
 
 python -m seed SOURCE … --out DIR     SOURCE: an Open Assistant dump, or rows (see seed/sources.py)
 
-Then: python train.py --preset paper --model DIR --seed-data DIR
+Then: python train.py --preset paper --model DIR --prompt-model CHAT_DIR --seed-data DIR
 """
 
 import argparse

@@ -9,7 +9,6 @@ from tiny_llama import GROUPED, same_weights, tiny_model
 from torch import Tensor
 
 from llama import model as model_module
-from llama.attention import Documents
 from llama.config import PRESETS, LlamaConfig, to_hf
 from llama.huggingface import hf_names
 from llama.model import Llama, rotary_tables, rotate
@@ -94,35 +93,6 @@ def test_a_token_sees_no_later_one_and_padding_is_harmless() -> None:
     assert (model(changed)[:, :20] - logits[:, :20]).abs().max() < 1e-5
     assert (model(changed)[:, 20:] - logits[:, 20:]).abs().max() > 1e-2
     assert (model(tokens_BT[:, :20]) - logits[:, :20]).abs().max() < 1e-5
-
-
-@torch.inference_mode()
-def test_packed_documents_are_as_if_alone() -> None:
-    model, lengths = tiny_model(), ([7, 1, 12], [15, 5])
-    document_BT = torch.stack(
-        [torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in lengths]
-    )
-    tokens_BT = some_tokens(2, 20)
-    logits = model(tokens_BT, Documents(document_BT))
-    for row, row_lengths in enumerate(lengths):
-        start = 0
-        for length in row_lengths:
-            alone = model(tokens_BT[row : row + 1, start : start + length])[0]
-            assert (logits[row, start : start + length] - alone).abs().max() < 1e-5
-            start += length
-    assert (logits - model(tokens_BT)).abs().max() > 1e-2  # and without borders it is another thing
-
-
-def test_documents_draw_their_mask() -> None:
-    documents = Documents(torch.tensor([[0, 0, 1, 1, 1]]))
-    assert documents.positions_BT.tolist() == [[0, 1, 0, 1, 2]]
-    assert documents.sees_B1TT[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 0, 1, 0, 0],
-        [0, 0, 1, 1, 0],
-        [0, 0, 1, 1, 1],
-    ]
 
 
 def test_rotation_depends_on_distance_alone() -> None:

@@ -103,6 +103,14 @@ def test_the_readmes_make_and_train_commands_are_understood():
             assert (ROOT / words[words.index("-m") + 1].replace(".", "/")).exists()
 
 
+def test_the_papers_commands_name_the_writer_of_prompts():
+    """Its preset names a model that hardly anybody has at that place."""
+    pages = ("README.md", "docs/scale.md", "docs/slurm.sh", "train.py", "seed/__main__.py")
+    text = re.sub(r"\\\n", " ", "\n".join((ROOT / page).read_text() for page in pages))
+    shown = [line for line in text.splitlines() if "train.py --preset paper" in line]
+    assert len(shown) == 7 and all("--prompt-model" in line for line in shown)
+
+
 def test_the_settings_of_docs_scale_are_settings():
     table = (ROOT / "docs/scale.md").read_text()
     found = re.findall(r"^\| `([\w.]+=\w+)`", table, re.M)

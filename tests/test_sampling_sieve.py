@@ -8,7 +8,8 @@ from sampling.sieve import Sieve, looping
 
 
 def sieve(**changed) -> Sieve:
-    usual = {"keywords": ["image"], "max_words": 50, "similarity": None}
+    keywords = ["image", "Bar chart", "Löwe", ""]
+    usual = {"keywords": keywords, "max_words": 50, "similarity": None}
     return Sieve(**usual | {"forbidden": ["Held out prompt one."]} | changed)
 
 
@@ -23,6 +24,10 @@ def sieve(**changed) -> Sieve:
         ("la " * 51, "too_long"),
         ("Draw an IMAGE, please", "keyword"),
         ("Draw an imaginary cat", None),  # whole words only
+        ("Sing of the löwe", "keyword"),
+        ("Sing of the Löwen", None),
+        ("Draw a bar  CHART of it", "keyword"),
+        ("Chart the bar on the corner", None),
     ],
 )
 def test_unfit(text: str, reason: str | None) -> None:
