@@ -17,9 +17,9 @@ class Completion(Protocol):
         """False where the token budget ended the text, not its writer."""
 
     @property
-    def chances(self) -> Sequence[float] | None:
-        """How probable each of the `choices` was where the last of them was written; None if none
-        was.
+    def places(self) -> Sequence[tuple[int, int, Sequence[float]]]:
+        """Where the last token of one of the `choices` stands: its number among them, the length of
+        the text up to and with it, and how probable each of them was there.
         """
 
 

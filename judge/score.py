@@ -77,7 +77,8 @@ def judge_in_parts(
     """Asks the judge k times about every item `{id, prompt, response}`.
 
     expected: the score is the mean over all scores that the judge might have written in the place
-    of the one it wrote, by their probabilities (as G-Eval, Liu et al. 2023); that one is `said`.
+    of the one it wrote, by their probabilities (as G-Eval, Liu et al. 2023; see `expected_score`);
+    that one is `said`.
 
     Yields each part's judgement rows `{id, response_id, k, text, score, finished}`, an item's k
     together. The score is None where the reply ran into `max_new_tokens`: its last line may be half
@@ -118,17 +119,20 @@ def _scored(reply: Completion, rubric: Rubric, expected: bool) -> Row:
     said = read_score(reply.text, rubric) if reply.finished else None
     if not expected:
         return {"score": said}
-    if said is None or reply.chances is None:
-        return {"score": said, "said": said}
-    return {"score": expected_score(said, reply.chances, rubric), "said": said}
+    return {"score": None if said is None else expected_score(said, reply, rubric), "said": said}
 
 
-def expected_score(said: float, chances: Sequence[float], rubric: Rubric) -> float:
+def expected_score(said: float, reply: Completion, rubric: Rubric) -> float:
     """The mean of the rubric's whole scores, weighed by their chances where `said` was written.
 
-    A score that is not one of them, such as 4.5, is taken as it was said.
+    That is where any of them, had it been written instead, would have been read as the score: the 4
+    of `Score: 4/5` and of `Score: 4.0`, and no number elsewhere. Where there is no such place, as
+    in `Score: 4.5`, the score is what was said.
     """
-    if said not in rubric.scores:
-        return said
-    total = math.fsum(chances)
-    return math.fsum(score * chance for score, chance in zip(rubric.scores, chances)) / total
+    for choice, end, chances in reply.places:
+        before = reply.text[:end].removesuffix(str(rubric.scores[choice]))
+        instead = (f"{before}{score}{reply.text[end:]}" for score in rubric.scores)
+        if [read_score(text, rubric) for text in instead] == rubric.scores:
+            total = math.fsum(score * chance for score, chance in zip(rubric.scores, chances))
+            return total / math.fsum(chances)
+    return said

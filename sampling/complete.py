@@ -22,20 +22,22 @@ from sampling.engine import bytes_at_hand, generate_parts
 from sampling.spread import Made, Parts, Request, over_ranks
 
 T = TypeVar("T")
+# a choice by its number; how far the text goes, up to and with it; how probable each was there
+Place = tuple[int, int, list[float]]
 
 
 @dataclass(frozen=True)
 class Completion:
     """What the model wrote; `finished` says whether it came to an end of its own.
 
-    chances: where choices were given, how probable each of them was at the last place where one of
-    them stands; None if none does.
+    places: where choices were given, each place in which the last token of one of them stands,
+    whatever stands before it.
     """
 
     text: str
     token_ids: list[int]
     finished: bool
-    chances: list[float] | None = None
+    places: Sequence[Place] = ()
 
 
 class Completer:
@@ -78,8 +80,8 @@ class Completer:
         raw: the prompt is continued as it is; otherwise it is a user's turn, under the chat format.
         stop_at_newline: the first line is the completion. description: for the progress bar.
         choices: texts that differ in their last token alone, such as "Score: 1" and "Score: 2"; a
-          completion then tells how probable each was. Raises ValueError for others, for ids that
-          are not unique, and as `generate` does.
+          completion then tells how probable each was wherever that token of one stands. Raises
+          ValueError for others, for ids that are not unique, and as `generate` does.
         parts: how many prompts each part has; a part's completions then come as soon as they are
           there, with those of later parts in progress.
         """
@@ -111,10 +113,13 @@ class Completer:
 
     def _completion(self, sample: Sample, watch: Sequence[int]) -> Completion:
         # the chat format puts spaces around an answer; they are not the answer's
-        text = self.tokenizer.decode(sample.token_ids).strip()
-        places = [i for i, token in enumerate(sample.token_ids) if token in watch]
-        chances = sample.watched[places[-1]] if sample.watched and places else None
-        return Completion(text, sample.token_ids, sample.finished, chances)
+        ids, decode = sample.token_ids, self.tokenizer.decode
+        places = tuple(
+            (watch.index(token), len(decode(ids[:count]).lstrip()), chances)
+            for count, (token, chances) in enumerate(zip(ids, sample.watched or ()), start=1)
+            if token in watch
+        )
+        return Completion(decode(ids).strip(), ids, sample.finished, places)
 
 
 def _cut(items: Sequence[T], sizes: Sequence[int]) -> list[list[T]]:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_llama import tiny_model, tiny_tokenizer
 
 from judge import Rubric, judge_responses, mean_score, parse_score
 from judge.score import expected_score
+from sampling.batch import Sample
+from sampling.complete import Completer, last_tokens
 
 REPLIES = [
     ("Score: 4", 4.0),
@@ -154,12 +157,19 @@ def test_score_in_the_answer_is_not_the_judges(answer: str) -> None:
 class Weighed(Reply):
     chances: list[float] | None = None
 
+    @property
+    def places(self) -> list[tuple[int, int, list[float]]]:
+        """As of a reply whose last sign is one of the choices."""
+        if self.chances is None:
+            return []
+        return [(int(self.text[-1]), len(self.text), self.chances)]
+
 
 def test_the_expected_score_weighs_what_might_have_been_written() -> None:
     replies = [
         Weighed("Score: 4", chances=[0, 0, 0, 0.1, 0.3, 0.1]),  # 0.5 is on other tokens
         Weighed("Score: 4.5", chances=[0, 0, 0, 0, 0, 1]),  # not one of the choices
-        Weighed("no idea", chances=[0, 0, 0, 0, 0, 1]),
+        Weighed("I give 3", chances=[0, 0, 0, 0, 0, 1]),
         Weighed("Score: 2", chances=None),
         Weighed("Score: 5", finished=False, chances=[0, 0, 0, 0, 0, 1]),
     ]
@@ -172,10 +182,55 @@ def test_the_expected_score_weighs_what_might_have_been_written() -> None:
     assert "choices" not in judge.asked and "said" not in plain[0]
 
 
+GIVE = Rubric("give", "{prompt} {response}", pattern="I give {score} of 5 points")
+TWO = Rubric("two", "{prompt} {response}", high=2.0)
+
+
+@pytest.mark.parametrize(
+    ("rubric", "text", "which"),
+    [
+        (RUBRIC, "Good.\nScore: 2", 0),
+        (RUBRIC, "Good.\nScore: 2/5", 0),
+        (RUBRIC, "Good.\nScore: 5/5", 0),
+        (RUBRIC, "Good.\nScore: 4.0", 0),
+        (RUBRIC, "Good.\nScore: 0.0", 0),
+        (RUBRIC, "Good.\nScore: 4.5", None),
+        (RUBRIC, "3 of 5 rules.\n**Final score:** 2.", 2),
+        (RUBRIC, "First I thought Score: 2\nscore:2", 1),
+        (TWO, "Good.\nScore: 1 / 2", 0),
+        (TWO, "Good.\nScore: 2/2", 0),
+        (GIVE, "Good.\nI give 2 of 5 points", 0),
+        (GIVE, "Good.\nI give 5 of 5 points", 0),
+    ],
+)
+def test_chances_are_those_where_the_score_was_written(
+    rubric: Rubric, text: str, which: int | None
+) -> None:
+    """The judge is of another mind in one digit's place: only where that digit is the score, the
+    expected score is another one.
+    """
+    tokenizer = tiny_tokenizer()
+    watch, ids = last_tokens(tokenizer, rubric.endings), tokenizer.encode(text)
+    places = [i for i, token in enumerate(ids) if token in watch]
+    completer, items = (
+        Completer(tiny_model(), tokenizer),
+        [{"id": "a", "prompt": "p", "response": "r"}],
+    )
+    moved = []
+    for number, place in enumerate(places):
+        sure = [[float(token == choice) for choice in watch] for token in ids]
+        sure[place] = sure[place][1:] + sure[place][:1]
+        reply = completer._completion(Sample(ids, True, watched=sure), watch)
+        [row] = judge_responses(FakeJudge([[reply]]), rubric, items, expected=True, **HOW)
+        assert row["text"] == text and row["said"] is not None
+        moved += [number] if row["score"] != row["said"] else []
+    assert moved == ([] if which is None else [which])
+
+
 def test_the_expected_score_is_the_mean_of_sampled_ones() -> None:
     chances = [0.05, 0.1, 0.2, 0.3, 0.25, 0.1]
     drawn = random.Random(0).choices(range(6), chances, k=20_000)
-    found = expected_score(3.0, chances, RUBRIC)
+    found = expected_score(3.0, Weighed("Score: 3", chances=chances), RUBRIC)
     assert found == pytest.approx(sum(drawn) / len(drawn), abs=0.03)
 
 

@@ -83,8 +83,8 @@ def test_the_bar_counts_samples(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_choices_are_weighed_where_the_last_of_them_stands() -> None:
-    """By a forward pass over the whole text: the probability of each digit in that place."""
+def test_choices_are_weighed_wherever_one_of_them_stands() -> None:
+    """By a forward pass over the whole text: the probability of each digit in each place."""
     choices = [f" the {digit}" for digit in "012345"]
     watch = last_tokens(TOKENIZER, choices)
     model, how = tiny_model(), HOW | {"max_new_tokens": 60, "temperature": 1.5}
@@ -93,14 +93,16 @@ def test_choices_are_weighed_where_the_last_of_them_stands() -> None:
     seen = 0
     for prompt, several, without in zip(PROMPTS, made, plain):
         for one, same in zip(several, without):
-            assert (one.text, one.token_ids, same.chances) == (same.text, same.token_ids, None)
-            places = [i for i, token in enumerate(one.token_ids) if token in watch]
-            assert (one.chances is None) == (not places)
-            if places:
+            assert (one.text, one.token_ids, same.places) == (same.text, same.token_ids, ())
+            ids, asked = one.token_ids, encode_prompt(TOKENIZER, prompt)
+            places = [i for i, token in enumerate(ids) if token in watch]
+            assert len(one.places) == len(places)
+            for i, (choice, end, chances) in zip(places, one.places):
                 seen += 1
-                ids = encode_prompt(TOKENIZER, prompt) + one.token_ids[: places[-1]]
-                chance_V = model(torch.tensor([ids]))[0, -1].softmax(dim=-1)
-                assert one.chances == pytest.approx(chance_V[list(watch)].tolist(), rel=1e-3)
+                assert watch[choice] == ids[i] and one.text[:end].endswith("012345"[choice])
+                assert one.text[:end] == TOKENIZER.decode(ids[: i + 1]).strip()
+                chance_V = model(torch.tensor([asked + ids[:i]]))[0, -1].softmax(dim=-1)
+                assert chances == pytest.approx(chance_V[list(watch)].tolist(), rel=1e-3)
     assert seen > 5
 
 
