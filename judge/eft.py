@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from judge.complete import Row
 from judge.metrics import exact_match
 from judge.ranked import answer_id, by_response, ranks
+from judge.score import said_score
 
 Counts = dict[str, int]
 
@@ -20,9 +21,9 @@ def make_eft(
     """EFT rows `{id, prompt, response, judgement, score}` out of judged ranked answers.
 
     ranked: rows `{id, prompt, responses: [{text, rank}]}`; judgements: those of `ranked_items`, k
-    for each answer. Round k of an instruction is the k-th judgement of each of its answers; its
-    first round that agrees with people is kept, whole. Then the scores are rebalanced, and of the
-    rows the first `most` kept.
+    for each answer, by the scores that they said, for their texts are what is learnt. Round k of an
+    instruction is the k-th judgement of each of its answers; its first round that agrees with
+    people is kept, whole. Then the scores are rebalanced, and of the rows the first `most` kept.
 
     Counts: `sets` = unranked (no two answers differ in rank) + unscored (no round has all scores)
     + disagreeing + `agreeing`; `rows` = judgements of agreeing rounds − `rebalanced_away`
@@ -48,11 +49,12 @@ def make_eft(
 
 
 def agreeing(ranked: Row, judgements: Sequence[Row]) -> bool:
-    """Whether one judgement for each answer, in order, puts all of them as people did.
+    """Whether one judgement for each answer, in order, puts all of them as people did, by the
+    scores that were said.
 
     Answers of equal rank may have any scores; a set in which people saw no difference never agrees.
     """
-    return exact_match([([row["score"] for row in judgements], ranks(ranked))]) == 1
+    return exact_match([([said_score(row) for row in judgements], ranks(ranked))]) == 1
 
 
 def rebalance(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -86,5 +88,5 @@ def _eft_row(row: Row, i: int, judgement: Row) -> Row:
         "prompt": row["prompt"],
         "response": row["responses"][i]["text"],
         "judgement": judgement["text"],
-        "score": judgement["score"],
+        "score": said_score(judgement),
     }

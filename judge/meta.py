@@ -19,6 +19,7 @@ from judge.elo import elo
 from judge.metrics import Choice
 from judge.ranked import answer_id, by_response
 from judge.rubric import Rubric, fill
+from judge.score import said_score
 
 Counts = dict[str, int]
 OUTCOMES = ("of_one_mind", "undecided", "pairs")
@@ -163,7 +164,7 @@ def meta_examples(
     """What a meta-judge can learn from people's ranks: (its prompt, its verdict), both orders.
 
     ranked, judgements: as in `make_eft`. In a round that agrees with people a judgement is better
-    than that of the same answer in a round that does not, where their scores differ.
+    than that of the same answer in a round that does not, where the scores they say differ.
     """
     judgements_of = by_response(judgements)
     examples = []
@@ -174,7 +175,7 @@ def meta_examples(
         wrong = [each for each in rounds if not agreeing(row, each)]
         for agreed, other in product(right, wrong):
             for answer, good, bad in zip(row["responses"], agreed, other):
-                if good["score"] != bad["score"]:
+                if said_score(good) != said_score(bad):
                     shown = rubric.render(row["prompt"], answer["text"])
                     examples += _both_orders(template, shown, good["text"], bad["text"])
     return list(dict.fromkeys(examples))

@@ -48,6 +48,14 @@ def read_score(text: str, rubric: Rubric) -> float | None:
     return value if value is not None and rubric.low <= value <= rubric.high else None
 
 
+def said_score(judgement: Row) -> float | None:
+    """The score in which a judgement's text ends, which is what its text teaches; its `score` may
+    be an expected one.
+    """
+    said: float | None = judgement.get("said", judgement["score"])
+    return said
+
+
 def mean_score(scores: Iterable[float | None]) -> float | None:
     """The mean of those that are numbers; None if none is."""
     numbers = [score for score in scores if score is not None]

@@ -81,6 +81,20 @@ def test_first_agreeing_round_is_kept_whole() -> None:
     }  # fmt: skip
 
 
+def test_what_was_said_counts_not_what_was_expected() -> None:
+    """What is learnt is the text, so two answers that were both given a 4 do not agree with people,
+    and rows that end in the same number are of the same score.
+    """
+    sets = [ranked(f"q{i}", 0, 1) for i in range(9)]
+    given = [row for entry in sets for row in judgements(entry, [4, 4], [4, 3])]
+    given += judgements(last := ranked("last", 0, 1), [4, 2])
+    plain = make_eft([*sets, last], given, seed=0)
+    for n, row in enumerate(given):
+        row |= {"said": row["score"], "score": row["score"] - 0.4 - 0.01 * (n % 9) - 0.1 * (n % 2)}
+    assert make_eft([*sets, last], given, seed=0) == plain
+    assert Counter(row["score"] for row in plain[0]) == {4: 9, 3: 9, 2: 1}
+
+
 def test_no_more_rows_than_asked_for() -> None:
     sets = [ranked(f"q{i}", 0, 1) for i in range(4)]
     given = [row for entry in sets for row in judgements(entry, [4, 2])]

@@ -188,6 +188,10 @@ def test_people_teach_the_meta_judge():
     assert (
         meta_examples(RUBRIC, TEMPLATE, ranked, [*judged(first, 4.0), *judged(second, 3.0)]) == []
     )
+    plain = meta_examples(RUBRIC, TEMPLATE, ranked, judgements)
+    for n, row in enumerate(judgements):  # expected scores: what was said counts, for it is learnt
+        row |= {"said": row["score"], "score": 3.0 + 0.1 * (n % 3)}
+    assert meta_examples(RUBRIC, TEMPLATE, ranked, judgements) == plain
 
 
 def test_a_template_of_the_users_own(tmp_path):
