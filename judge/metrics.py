@@ -8,6 +8,7 @@ Each metric is Σ sum / Σ count of a tally per set, and the set is the unit of 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from judge.bootstrap import bootstrap_interval, paired_bootstrap, ratio
@@ -31,6 +32,7 @@ Scores = Sequence[float | None]
 Ranks = Sequence[int]
 RankedSet = tuple[Scores, Ranks]
 Tally = tuple[float, float]
+Measure = Callable[[Scores, Ranks], Tally]
 Choice = Literal["A", "B", "tie"]
 Outcome = Literal["win", "tie", "loss"]
 
@@ -43,9 +45,11 @@ def pairwise_accuracy(sets: Sequence[RankedSet]) -> float | None:
     return _mean(_agreeing_pairs, sets)
 
 
-def five_best(sets: Sequence[RankedSet]) -> float | None:
-    """How often an answer scored 5 is (or shares) its instruction's best. None without any 5."""
-    return _mean(_fives_that_are_best, sets)
+def five_best(sets: Sequence[RankedSet], best: float = 5.0) -> float | None:
+    """How often an answer scored 5, or what `best` the rubric has, is (or shares) its instruction's
+    best. None without any.
+    """
+    return _mean(_measures(best)["five_best"], sets)
 
 
 def exact_match(sets: Sequence[RankedSet]) -> float | None:
@@ -67,13 +71,15 @@ def kendall(sets: Sequence[RankedSet]) -> float | None:
     return _mean(_kendall, sets)
 
 
-def summary(sets: Sequence[RankedSet], seed: int = 0, level: float = 0.95) -> dict[str, object]:
+def summary(
+    sets: Sequence[RankedSet], seed: int = 0, level: float = 0.95, best: float = 5.0
+) -> dict[str, object]:
     """Every metric with its interval `…_ci: [low, high]`, and `scored`: the share that has a score.
 
-    Both are None where a metric is not defined.
+    Both are None where a metric is not defined. best: the rubric's highest score, for `five_best`.
     """
     report: dict[str, object] = {}
-    for name, tally in TALLIES.items():
+    for name, tally in _measures(best).items():
         interval = bootstrap_interval(_tallies(tally, sets), seed, level)
         report[name] = _mean(tally, sets)
         report[f"{name}_ci"] = None if interval is None else list(interval)
@@ -81,7 +87,11 @@ def summary(sets: Sequence[RankedSet], seed: int = 0, level: float = 0.95) -> di
 
 
 def difference(
-    first: Sequence[RankedSet], second: Sequence[RankedSet], seed: int = 0, level: float = 0.95
+    first: Sequence[RankedSet],
+    second: Sequence[RankedSet],
+    seed: int = 0,
+    level: float = 0.95,
+    best: float = 5.0,
 ) -> dict[str, object]:
     """By how much the first judge's metrics exceed the second's on the same sets; as `summary`.
 
@@ -92,7 +102,7 @@ def difference(
             "the judges were given different ranked sets; compare them on the same ones"
         )
     report: dict[str, object] = {}
-    for name, tally in TALLIES.items():
+    for name, tally in _measures(best).items():
         found = paired_bootstrap(_tallies(tally, first), _tallies(tally, second), seed, level)
         report[name] = None if found is None else found[0]
         report[f"{name}_ci"] = None if found is None else list(found[1:])
@@ -120,12 +130,12 @@ def win_tie_loss(
     return {name: counts[name] for name in ("win", "tie", "loss", "unread")}
 
 
-def _mean(tally: Callable[[Scores, Ranks], Tally], sets: Sequence[RankedSet]) -> float | None:
+def _mean(tally: Measure, sets: Sequence[RankedSet]) -> float | None:
     mean = ratio(_tallies(tally, sets))
     return None if math.isnan(mean) else mean
 
 
-def _tallies(tally: Callable[[Scores, Ranks], Tally], sets: Sequence[RankedSet]) -> list[Tally]:
+def _tallies(tally: Measure, sets: Sequence[RankedSet]) -> list[Tally]:
     for scores, ranks in sets:
         assert len(scores) == len(ranks), (scores, ranks)
     return [tally(scores, ranks) for scores, ranks in sets]
@@ -146,8 +156,8 @@ def _whole_order(scores: Scores, ranks: Ranks) -> Tally:
     return float(agreeing == pairs > 0), float(pairs > 0)
 
 
-def _fives_that_are_best(scores: Scores, ranks: Ranks) -> Tally:
-    fives = [rank for score, rank in zip(scores, ranks) if score == 5]
+def _fives_that_are_best(scores: Scores, ranks: Ranks, best: float) -> Tally:
+    fives = [rank for score, rank in zip(scores, ranks) if score == best]
     return sum(rank == min(ranks) for rank in fives), len(fives)
 
 
@@ -172,11 +182,12 @@ def _correlation(
     return measure([score for score, _ in scored], [worth for _, worth in scored]), 1.0
 
 
-TALLIES: dict[str, Callable[[Scores, Ranks], Tally]] = {
-    "pairwise_accuracy": _agreeing_pairs,
-    "five_best": _fives_that_are_best,
-    "exact_match": _whole_order,
-    "spearman": _spearman,
-    "kendall": _kendall,
-    "scored": _share_scored,
-}
+def _measures(best: float) -> dict[str, Measure]:
+    return {
+        "pairwise_accuracy": _agreeing_pairs,
+        "five_best": partial(_fives_that_are_best, best=best),
+        "exact_match": _whole_order,
+        "spearman": _spearman,
+        "kendall": _kendall,
+        "scored": _share_scored,
+    }

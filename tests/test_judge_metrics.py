@@ -86,6 +86,22 @@ def test_perfect_and_reversed_judges() -> None:
     assert (metrics.five_best([PERFECT]), metrics.five_best([REVERSED])) == (1, 0)
 
 
+def test_the_best_score_is_that_of_the_rubric() -> None:
+    perfect, reversed_ = ([10, 5, 1], [0, 1, 2]), ([1, 5, 10], [0, 1, 2])
+    assert metrics.five_best([perfect]) == 0  # as if 5 were the best
+    assert metrics.five_best([perfect], best=10) == 1
+    assert metrics.five_best([reversed_], best=10) == 0
+    report = metrics.summary([perfect] * 3 + [reversed_], best=10)
+    assert report["five_best"] == 3 / 4 and report["five_best_ci"][0] < 3 / 4
+    others = metrics.summary([perfect] * 3 + [reversed_])
+    assert {name for name in report if report[name] != others[name]} == {
+        "five_best",
+        "five_best_ci",
+    }
+    gain = metrics.difference([perfect] * 4, [reversed_] * 4, best=10)
+    assert (gain["five_best"], gain["five_best_ci"]) == (1, [1, 1])
+
+
 def test_pairs_are_pooled_not_averaged_by_instruction() -> None:
     assert metrics.pairwise_accuracy([PERFECT, ([1, 2], [0, 1])]) == 3 / 4  # not (1 + 0) / 2
 

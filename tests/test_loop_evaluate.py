@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -72,7 +73,9 @@ def fairly(run, name):
     run.rows(f"{name}/judgements.jsonl", lambda: judged, "judgements")
 
 
-def measuring(directory, alone, models, until_plateau=False, truth=None, drift=4, judge=None):
+def measuring(
+    directory, alone, models, until_plateau=False, truth=None, drift=4, judge=None, high=5.0
+):
     """Measures `{name: complete}` one after the other; returns evaluations, evaluation, watched."""
     settings = Settings(
         until_plateau=until_plateau,
@@ -82,7 +85,7 @@ def measuring(directory, alone, models, until_plateau=False, truth=None, drift=4
     seed = Seed(ift=[], eft=[], ranked=RANKED, held_out=PROMPTS, eft_ranked=[])
     watched, found, before = Watched(directory), {}, None
     with Run.open(directory, settings.identity(), alone, may_change=["until_plateau"]) as run:
-        rubric = load_rubric("additive_short")
+        rubric = replace(load_rubric("additive_short"), high=high)
         evaluation = Evaluation(run, settings, watched, seed, rubric)
         for name, complete in models.items():
             found[name] = evaluation.measure(name, before, complete, truth)
@@ -114,6 +117,15 @@ def test_every_part_of_an_evaluation_is_written(tmp_path, alone):
     assert second["answers"]["kl_to_m1"] == pytest.approx(1 + 1.5)
     own = json.loads((tmp_path / "M1/own_scores.json").read_bytes())
     assert own["full_score"] == 0.5 and not (tmp_path / "M2/own_scores.json").exists()
+
+
+def test_the_best_score_is_that_of_the_rubric(tmp_path, alone):
+    found, *_ = measuring(tmp_path / "to 4", alone, {"M1": Fake(3)}, high=4.0)
+    judging = found["M1"]["judging"]
+    assert (judging["five_best"], judging["five_best_ci"]) == (1, [1, 1])
+    assert judging["pairwise_accuracy"] == 1 and judging["canaries"]
+    found, *_ = measuring(tmp_path / "to 5", alone, {"M1": Fake(3)})
+    assert found["M1"]["judging"] == judging | {"five_best": None, "five_best_ci": None}
 
 
 def test_an_arm_with_an_m1_of_its_own_is_compared_with_that(tmp_path, alone):
