@@ -48,8 +48,14 @@ class Prompts:
     def __post_init__(self) -> None:
         _at_least(self, 1, "count", "max_new_tokens", "min_words", "max_words")
         _at_least(self, 1, "round_size", "max_rounds")
-        _at_least(self, 0, "n_seed", "n_made", "similarity")
+        _at_least(self, 0, "n_seed", "n_made")
         _decodes(self)
+        if self.similarity is not None and not 0 < self.similarity <= 1:
+            raise ValueError(f"similarity must be above 0 and at most 1, found {self.similarity!r}")
+        if self.min_words > self.max_words:
+            raise ValueError(
+                f"min_words must be at most max_words, {self.max_words}, found {self.min_words}"
+            )
 
     @property
     def filters(self) -> dict[str, Any]:
@@ -235,6 +241,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "iterations")
+        _at_least(self, 0, "seed")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, found {self.dtype!r}")
         for name in ("loss", "beta", "flipped", "gamma", "nll_weight", "replay_weight"):
