@@ -28,6 +28,7 @@ from loop.overlap import prompt_overlap
 from loop.page import render_page
 from loop.report import build_report, render_text
 from loop.rows import Row
+from loop.rubric import check_rubric
 from loop.run import Run
 from loop.settings import MAY_DIFFER, WRITERS, Settings
 from loop.status import standing
@@ -68,6 +69,7 @@ def _run(open_start: Open[G], begin: Begin[G], command: Command, group: Group) -
     settings = command.settings
     check_writer(settings)
     given = open_start(settings.model, settings.seed_data)
+    check_rubric(settings, given)
     inputs, identity = {**given.inputs, **named_inputs(settings)}, settings.identity()
     kind: dict[str, Any] = {"inputs": inputs, "may_change": MAY_DIFFER, "origin": command.origin}
     with Run.open(settings.run, identity, group, **kind) as run:

@@ -132,7 +132,7 @@ def last_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, ...]:
     ids = [tokenizer.encode(text) for text in texts]
     if len({tuple(each[:-1]) for each in ids}) > 1:
         raise ValueError(
-            f"the tokenizer writes the ends of {', '.join(map(repr, texts))} with more than one "
+            f"the tokenizer writes the ends of {texts[0]!r} to {texts[-1]!r} with more than one "
             "token each, so their probabilities cannot be told; judging.expected=false"
         )
     return tuple(each[-1] for each in ids)

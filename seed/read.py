@@ -3,7 +3,7 @@
 | file | fields |
 |---|---|
 | ift.jsonl | id, prompt, response (and system, if there is one) |
-| eft.jsonl | id, prompt, response, judgement, score (0 to 5); may be missing |
+| eft.jsonl | id, prompt, response, judgement, score (on the rubric's scale); may be missing |
 | ranked.jsonl | id, prompt, responses: [{text, rank}, …], two or more; rank 0 is the best |
 | held_out.jsonl | id, prompt |
 | validation.jsonl | as held_out.jsonl, to choose checkpoints by; may be missing |
@@ -13,6 +13,7 @@ Without eft.jsonl a run makes such rows of eft_ranked.jsonl, as the paper did. F
 are kept as they are. Every mistake is a ValueError with file and line.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def read_held_out(path: Path) -> list[Row]:
 
 
 def _is_score(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 5
+    return type(value) in (int, float) and abs(value) < math.inf
 
 
 def _are_responses(value: Any) -> bool:
@@ -97,5 +98,5 @@ def _is_response(value: Any) -> bool:
     return is_string(value.get("text")) and type(rank) is int and rank >= 0
 
 
-_SCORE = Kind("a number from 0 to 5", _is_score)
+_SCORE = Kind("a number", _is_score)
 RESPONSES = Kind("a list of two or more {text: string, rank: 0, 1, …}", _are_responses)

@@ -1,8 +1,19 @@
 """What is impossible is told in one line, before anything is trained."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from tiny_llama import tiny_model, tiny_tokenizer
+
+import llama
+from loop.command import run_command
 from loop.options import parse_arguments
+from loop.rubric import check_rubric
+from loop.settings import Choice, Judging, Settings
+from seed.read import Seed
+from seed.start import Start
+
+TEN = "scale: 0 to 10\n---\n{prompt} {response}"
 
 
 @pytest.mark.parametrize(
@@ -23,3 +34,54 @@ def test_an_impossible_setting_is_refused(flags: list[str], said: str) -> None:
         parse_arguments(flags)
     assert said in str(caught.value)
     assert parse_arguments(["--set", "prompts.similarity=1.0"]).prompts.similarity == 1
+
+
+def started(directory: Path, *scores: float) -> Start:
+    """A small model, and judgements with these scores."""
+    llama.save(tiny_model(), tiny_tokenizer(), directory / "base")
+    eft = [{"id": f"e{n}", "score": score} for n, score in enumerate(scores)]
+    seed = Seed(ift=[], eft=eft, ranked=[], held_out=[], eft_ranked=[])
+    inputs = {"model": directory / "base", "seed": directory}
+    return Start(directory / "base", seed, inputs, [], None)
+
+
+def test_expected_scores_need_a_tokenizer_that_can_tell_them(tmp_path: Path) -> None:
+    given, ten = started(tmp_path), tmp_path / "ten.txt"
+    ten.write_text(TEN)
+    check_rubric(Settings(judging=Judging(expected=True)), given)
+    check_rubric(Settings(judging=Judging(rubric=str(ten))), given)
+    untold = Settings(judging=Judging(rubric=str(ten), expected=True))
+    with pytest.raises(ValueError, match=r"base: .* 'Score: 0' to 'Score: 10' .*expected=false"):
+        check_rubric(untold, given)
+    (tmp_path / "base" / "config.json").unlink()
+    check_rubric(untold, given)  # a finished run needs its base model no more
+    judge = Choice(by="judge", judge=str(tmp_path / "judge"))
+    llama.save(tiny_model(), tiny_tokenizer(), tmp_path / "judge")
+    with pytest.raises(ValueError, match="judge: the tokenizer writes"):
+        check_rubric(Settings(judging=untold.judging, choice=judge), given)
+
+
+def test_scores_of_the_seed_lie_on_the_rubrics_scale(tmp_path: Path) -> None:
+    ten = tmp_path / "ten.txt"
+    ten.write_text(TEN)
+    given = started(tmp_path, 0, 4.5, 10)
+    check_rubric(Settings(judging=Judging(rubric=str(ten))), given)
+    with pytest.raises(
+        ValueError, match=r"eft.jsonl:3: .* from 0 to 5 \(additive\), found 10; mend"
+    ):
+        check_rubric(Settings(), given)
+    with pytest.raises(ValueError, match=r"eft.jsonl:1: .* from 1 to 5 \(multiple_choice\)"):
+        check_rubric(Settings(judging=Judging(rubric="multiple_choice")), given)
+
+
+def test_a_run_is_refused_before_it_begins(tmp_path: Path, capsys) -> None:
+    given = started(tmp_path, 7)
+    flags = ["--preset", "smoke", "--run", str(tmp_path / "run")]
+
+    def never(*_):
+        raise AssertionError("it was begun")
+
+    assert run_command(lambda *_: given, never, flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/eft.jsonl:1: ") and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
