@@ -36,6 +36,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = dropout
+        self.computed_in: torch.dtype | None = None  # None: the type in which weights are stored
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
