@@ -35,12 +35,13 @@ DPO_RATES = {"learning_rate": 1e-6, "min_learning_rate": 1e-7}
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 2, after one line, for what the user can mend."""
     given = vars(_parser().parse_args(arguments))
-    group = start(layout=Layout(given["shard"], given["offload"]))
+    group: Group | None = None
     try:
+        group = start(layout=Layout(given["shard"], given["offload"]))
         _run(given, group)
     except (ValueError, OSError) as error:
-        if group.speaks:
-            where = "" if group.is_main else f"rank {group.rank}: "
+        if group is None or group.speaks:
+            where = f"rank {group.rank}: " if group and not group.is_main else ""
             print(f"error: {where}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -182,6 +182,16 @@ def test_bad_arguments_are_one_line(
         run(model, "--out", tmp_path)
 
 
+def test_a_launch_that_cannot_work_is_one_line(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "sft.jsonl", sft_rows())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(model, "--sft", data, "--out", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: WORLD_SIZE is 2 but RANK is not set")
+
+
 def test_a_second_run_into_the_same_directory_is_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
