@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,6 +22,8 @@ from llama import Llama, Tokenizer, encode_example, load_sharded, save
 from llama.layout import SHARDS, describe
 from llama.lora import TARGETS
 from llama.parallel import Group, Layout, start
+from loop import files, lock
+from loop.together import main_says
 from seed.read import read_ift
 from seed.rows import STRING, read_rows, refuse
 
@@ -30,12 +35,13 @@ DPO_RATES = {"learning_rate": 1e-6, "min_learning_rate": 1e-7}
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 2, after one line, for what the user can mend."""
     given = vars(_parser().parse_args(arguments))
-    group = start(layout=Layout(given["shard"], given["offload"]))
+    group: Group | None = None
     try:
+        group = start(layout=Layout(given["shard"], given["offload"]))
         _run(given, group)
     except (ValueError, OSError) as error:
-        if group.speaks:
-            where = "" if group.is_main else f"rank {group.rank}: "
+        if group is None or group.speaks:
+            where = f"rank {group.rank}: " if group and not group.is_main else ""
             print(f"error: {where}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -47,8 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(given: dict[str, Any], group: Group) -> None:
     out: Path = given["out"]
-    if (out / "config.json").exists():
-        raise ValueError(f"{out} holds a model already: choose another --out")
+    _refuse_a_model(out)
     rates = SFT_RATES if given["sft"] else DPO_RATES
     chosen = {name: given[name] for name in _OPTIONS if given[name] is not None}
     if "lora_targets" in chosen:
@@ -64,15 +69,39 @@ def _run(given: dict[str, Any], group: Group) -> None:
         passes = f"passes of at most {settings.micro_tokens:,} tokens a rank"
         passes += f", adapters of rank {settings.lora_rank} learn" if settings.lora else ""
         print(f"{describe(group, model.config.parameter_count, dtype)}; {size}, {passes}")
-    kept = {"seed": given["seed"], "group": group, "directory": out, "telemetry": telemetry}
     if given["sft"]:
-        train_sft(model, read_sft(given["sft"], model, tokenizer), settings, **kept)
+        train = partial(train_sft, model, read_sft(given["sft"], model, tokenizer), settings)
     else:
         replay = read_sft(given["replay"], model, tokenizer) if given["replay"] else []
         pairs = read_pairs(given["pairs"], model, tokenizer)
-        train_dpo(model, pairs, settings, replay=replay, **kept)
-    save(model, tokenizer, out)
-    forget(out, group)
+        train = partial(train_dpo, model, pairs, settings, replay=replay)
+    with _alone(out, group):
+        train(seed=given["seed"], group=group, directory=out, telemetry=telemetry)
+        save(model, tokenizer, out)
+        forget(out, group)
+
+
+@contextmanager
+def _alone(out: Path, group: Group) -> Iterator[None]:
+    """Inside, no other run trains into `out`. Raises ValueError, on all ranks, where one does."""
+
+    def take() -> int:
+        files.make_directory(out)
+        return lock.take(out, "--out")
+
+    held = main_says(group, take)
+    try:
+        main_says(group, lambda: _refuse_a_model(out))  # of a run that has ended meanwhile
+        yield
+        main_says(group, (out / lock.NAME).unlink)  # who still opens it finds a model there
+    finally:
+        if group.is_main:
+            lock.release(held)
+
+
+def _refuse_a_model(out: Path) -> None:
+    if (out / "config.json").exists():
+        raise ValueError(f"{out} holds a model already: choose another --out")
 
 
 def read_sft(path: Path, model: Llama, tokenizer: Tokenizer) -> list[Row]:

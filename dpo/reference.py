@@ -57,7 +57,7 @@ def reference_logps(
 
 
 def reference_key(weights: str, pairs: Iterable[Pair]) -> str:
-    """SHA-256 over the weights' fingerprint and the pairs' tokens and masks."""
+    """SHA-256 over what is said of the weights and over the pairs' tokens and masks."""
     rows = (row for pair in pairs for row in (pair.chosen, pair.rejected))
     return hashlib.sha256(f"{weights} {rows_key(rows)}".encode()).hexdigest()
 

@@ -26,7 +26,7 @@ from llama.model import Llama
 from llama.parallel import Group
 
 LARGEST = 2**26  # weights: of a larger model threads share the products well enough
-PROBES = 64  # SFT data are known again by this many rows: reading all would mean encoding all
+PROBES = 64  # rows by which lazy SFT data are known again: reading all would mean encoding all
 
 
 def train_sft(
@@ -60,9 +60,10 @@ def train_sft(
     line = partial(row_line, longest=model.config.max_seq_len)
     dealer = Dealer(rows, line, settings.batch_size, seed)
     probes = sorted({i * (len(rows) - 1) // (PROBES - 1) for i in range(PROBES)})
-    data = f"{len(rows)} rows {rows_key(rows[i] for i in probes)}"
+    known = rows if isinstance(rows, list) else (rows[i] for i in probes)
+    data = f"{len(rows)} rows {rows_key(known)}"
     objective = SFT(dealer, settings, _layout(settings, group))
-    identity = {"data": data, "model": fingerprint(model)}
+    identity = {"data": data, "model": _beginning(model)}
     count = _processes(model, settings, group, processes)
     with _adapting(model, f"{seed} {data}"):
         descent = Descent(
@@ -101,7 +102,7 @@ def train_dpo(
     layout, replayed = _layout(settings, group), None
     if settings.replay_weight:
         replayed = Dealer(replay, partial(row_line, longest=longest), size, seed)
-    start = fingerprint(model)
+    start = _beginning(model)
     key, count = reference_key(start, pairs), _processes(model, settings, group, processes)
     data = f"{len(pairs)} pairs {key}, {len(replay)} rows {rows_key(replay)}"
     if reference is None:
@@ -138,6 +139,12 @@ def row_logps(model: Llama, rows: Sequence[Row], micro_tokens: int, group: Group
             logps = forward_logps(model, mine, group.device).tolist()
             known += [(line.index, logp) for line, logp in zip(mine, logps)]
     return [logp for _, logp in sorted(group.gather_rows(known))]
+
+
+def _beginning(model: Llama) -> str:
+    """The weights, and the type that they are computed with, unless it is the usual one."""
+    computed_in = model.computed_in or next(model.parameters()).dtype
+    return fingerprint(model) + ("" if computed_in == torch.float32 else f" in {computed_in}")
 
 
 def _processes(model: Llama, settings: TrainSettings, group: Group, asked: int | None) -> int:

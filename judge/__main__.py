@@ -15,7 +15,7 @@ from judge.rubric import SCALES, Rubric, load_rubric
 from judge.score import judge_responses
 from llama import Tokenizer, encode_prompt
 from llama.parallel import start
-from loop.files import jsonl_bytes, write
+from loop.files import jsonl_bytes, require_place, write
 from loop.replica import SAMPLE_TP, load_replica
 from sampling.complete import Completer
 from seed.rows import STRING, read_rows, refuse
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rubric = load_rubric(given.rubric)
         items = read_rows(given.source, {"id": STRING, "prompt": STRING, "response": STRING})
         group = start()
+        if group.is_main:
+            require_place(given.target)
         dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
         model, tokenizer, team = load_replica(given.model, group, dtype, given.sample_tp)
         require_room(items, given.source, rubric, tokenizer, model.config.max_seq_len)

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             changes += ["--preset", given.preset]
             for line in plan(given.model, given.gpus, as_bytes(given.gpu_memory), changes):
                 print(line)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 import warnings
@@ -22,6 +23,7 @@ import torch
 T = TypeVar("T")
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 TOLD = (ValueError, RuntimeError, MemoryError)  # what a child meets and its parent raises
 
 
@@ -44,7 +46,8 @@ class Child:
         self.channel, theirs = forking.Pipe()
         ours = [self.channel, *(child.channel for child in older)]
         self.remedy = remedy
-        self.process: ForkProcess = forking.Process(target=_work, args=(theirs, ours, work))
+        told = theirs, ours, work, os.getpid()
+        self.process: ForkProcess = forking.Process(target=_work, args=told)
         self.process.daemon = True
         with warnings.catch_warnings():
             # Python 3.12 warns of threads; those of torch sleep, and the child uses none of them
@@ -118,8 +121,17 @@ def one_thread() -> Iterator[None]:
 
 
 def _work(
-    channel: Connection, parents: Sequence[Connection], work: Callable[[Connection], None]
+    channel: Connection,
+    parents: Sequence[Connection],
+    work: Callable[[Connection], None],
+    parent: int,
 ) -> None:
+    if sys.platform == "linux":
+        # who computes for minutes would notice only then that the parent was killed, and hold the
+        # lock of its run till then
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+        if os.getppid() != parent:
+            return  # it was killed just before
     for end in parents:  # a pipe breaks, and tells of the parent's end, when nobody can read it
         end.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its children

@@ -36,6 +36,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = dropout
+        self.computed_in: torch.dtype | None = None  # None: the type in which weights are stored
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -196,8 +197,7 @@ class FeedForward(nn.Module):
     def forward(self, x_BTC: Tensor) -> Tensor:
         """What the feed-forward half adds to the residual."""
         matrices = self.w1, self.w2, self.w3
-        plain = all(type(matrix) is Linear for matrix in matrices)  # no adapters beside them
-        if plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if _plain(matrices) and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return swiglu(x_BTC, *(matrix.weight for matrix in matrices))
         gate_BTF, up_BTF = products(x_BTC, self.w1, self.w3)
         added_BTC: Tensor = self.w2(_gated(gate_BTF, up_BTF))
@@ -215,13 +215,18 @@ def _taken(x_BTC: Tensor, wanted_N: Tensor | None) -> Tensor:
 
 def products(x_BTC: Tensor, *linears: nn.Linear) -> Sequence[Tensor]:
     """What each of them makes of x: by one product where their weights lie together in memory."""
-    apart = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    apart = torch.is_grad_enabled() or torch.compiler.is_compiling() or not _plain(linears)
     whole = None if apart else _as_one([linear.weight for linear in linears])
     if whole is None:
         return [linear(x_BTC) for linear in linears]
     widths = [linear.out_features for linear in linears]
     several: Sequence[Tensor] = product(x_BTC, whole).split(widths, dim=-1)
     return several
+
+
+def _plain(linears: Sequence[nn.Linear]) -> bool:
+    """Whether a weight is all there is of each: no adapters beside it."""
+    return all(type(linear) is Linear for linear in linears)
 
 
 def _as_one(weights: Sequence[Tensor]) -> Tensor | None:

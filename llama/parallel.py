@@ -256,11 +256,9 @@ def shard(model: nn.Module, group: Group, dtype: torch.dtype = torch.float32) ->
         cast_forward_inputs=False,  # the rotary tables must stay fp32
     )
     waiting = CPUOffloadPolicy(pin_memory=group.device.type == "cuda")
-    how = {
-        "mesh": _mesh(group),
-        "mp_policy": policy,
-        "offload_policy": waiting if group.layout.offload else OffloadPolicy(),
-    }
+    how = {"mesh": _mesh(group), "mp_policy": policy}
+    how["offload_policy"] = waiting if group.layout.offload else OffloadPolicy()
+    model.computed_in = dtype  # type: ignore[assignment]
     for block in model.layers:  # type: ignore[union-attr]
         fully_shard(block, **how)
     fully_shard(model, **how)

@@ -69,6 +69,8 @@ class _ReadOnce(FileIO):
     def readinto(self, buffer: Any) -> int | None:
         try:
             count = os.preadv(self.fileno(), [buffer], self.tell(), DONTCACHE)
+        except NotImplementedError:  # a Python that was built for kernels without such flags
+            return super().readinto(buffer)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:  # an older kernel, or a file system that cannot
                 raise

@@ -21,7 +21,7 @@ from llama.team import Team
 from loop.axes import GREEDY
 from loop.compare import WAYS, by_judge, by_truth, judged, pairs_of, table
 from loop.exports import ALPACA_EVAL, FORMS, alpaca_eval, held_out, mt_bench, read_questions
-from loop.files import jsonl_bytes, write
+from loop.files import jsonl_bytes, require_place, write
 from loop.finished import FinishedRun
 from loop.replica import SAMPLE_TP, load_replica
 from loop.rows import Row, Rows
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     try:
         group = start()
+        if given.command != "trace" and given.out and group.is_main:
+            require_place(given.out)
         {"compare": compare, "trace": show_pair, "export": export}[given.command](given, group)
         group.stop()
     except (ValueError, OSError) as error:

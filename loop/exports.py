@@ -91,6 +91,8 @@ def _entries(path: Path) -> Iterable[tuple[int, Row]]:
         entries = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a JSON list ({error}); fetch the file again") from None
+    if not entries:
+        refuse(path, 1, "expected at least one question, found an empty list", "add questions")
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
             refuse(path, number, "expected a JSON object", "mend the list's entry")

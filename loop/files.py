@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +48,21 @@ def write(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)  # on a full disk even half a file is in the way
             raise
         _sync_directory(path.parent)
+
+
+def require_place(path: Path) -> None:
+    """Raises ValueError where `write` could not put the file `path`: asked before the work is done
+    that `path` is to hold. Leaves nothing behind.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory: name a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # a read-only disk cannot be told otherwise
+    except OSError as error:
+        raise ValueError(
+            f"{path}: nothing can be written in {folder} ({error.strerror}); choose another place"
+        ) from None
 
 
 def make_directory(path: Path) -> None:

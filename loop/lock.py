@@ -7,11 +7,11 @@ from pathlib import Path
 NAME = ".lock"
 
 
-def take(directory: Path) -> int:
+def take(directory: Path, flag: str = "--run") -> int:
     """Locks `directory` and returns the descriptor that holds the lock, for `release`.
 
-    The system lets go too when the owner dies, however it dies. Raises ValueError at once if
-    another process holds the lock.
+    flag: names the directory on the command line. The system lets go too when the owner dies,
+    however it dies. Raises ValueError at once if another process holds the lock.
     """
     descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -21,7 +21,7 @@ def take(directory: Path) -> int:
         os.close(descriptor)
         raise ValueError(
             f"{directory}: another run (process {owner}) is working in this directory; "
-            "wait for it, or take another directory: --run NEW"
+            f"wait for it, or take another directory: {flag} NEW"
         ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())

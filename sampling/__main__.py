@@ -18,7 +18,7 @@ import torch
 from llama import Llama, LlamaConfig, Tokenizer, encode_prompt
 from llama.parallel import start
 from llama.team import Team
-from loop.files import jsonl_bytes, write
+from loop.files import jsonl_bytes, require_place, write
 from loop.replica import SAMPLE_TP, load_replica
 from sampling.batch import Decoding, Sample
 from sampling.complete import sample_on_ranks
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rows, refused = read(given.source, given.raw) if given.source else None, 0
         group = start()
+        if given.target and group.is_main:
+            require_place(given.target)
         dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
         model, tokenizer, team = load_replica(given.model, group, dtype, given.sample_tp)
         stop = frozenset({tokenizer.eos_id})

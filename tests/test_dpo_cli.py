@@ -1,6 +1,7 @@
 """`python -m dpo`: a model in, a trained one out; one line and code 2 for what a user can mend."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import torch
 from tiny_llama import tiny_model, tiny_tokenizer
 
-from dpo.__main__ import main
+from dpo import train_sft
+from dpo.__main__ import main, read_sft
 from llama import fingerprint, load, save
 
 Rows = list[dict[str, Any]]
@@ -178,6 +180,51 @@ def test_bad_arguments_are_one_line(
         run(model, *out, "--sft", data)
     with pytest.raises(SystemExit, match="2"):
         run(model, "--out", tmp_path)
+
+
+def test_a_launch_that_cannot_work_is_one_line(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "sft.jsonl", sft_rows())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(model, "--sft", data, "--out", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: WORLD_SIZE is 2 but RANK is not set")
+
+
+def test_a_second_run_into_the_same_directory_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write(tmp_path / "sft.jsonl", sft_rows()), tmp_path / "out"
+    first, second = ((model, "--sft", data, "--out", out) for _ in range(2))
+    codes = []
+
+    def training(*how: Any, **more: Any) -> Any:
+        if not codes:
+            codes.append(run(*second))
+        return train_sft(*how, **more)
+
+    monkeypatch.setattr("dpo.__main__.train_sft", training)
+    assert run(*first) == 0 and codes == [2]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    words = f"process {os.getpid()}) is working in this directory; wait for it, or take another"
+    assert len(errors) == 1 and f"{words} directory: --out NEW" in errors[0]
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_run_that_ended_just_before_the_lock_was_free_is_not_trained_over(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write(tmp_path / "sft.jsonl", sft_rows()), tmp_path / "out"
+
+    def slow(*how: Any) -> Any:
+        save(tiny_model(), tiny_tokenizer(), out)
+        return read_sft(*how)
+
+    monkeypatch.setattr("dpo.__main__.read_sft", slow)
+    assert run(model, "--sft", data, "--out", out) == 2
+    assert "holds a model already" in capsys.readouterr().err
+    assert fingerprint(load(out)[0]) == fingerprint(tiny_model())
 
 
 def test_a_stopped_run_goes_on_with_the_same_command(

@@ -14,7 +14,7 @@ from dpo import TrainSettings, forget, train_dpo, trainer
 from dpo.lines import Pair, Row
 from dpo.reference import FILE, reference_key
 from llama import Llama, fingerprint
-from llama.parallel import start
+from llama.parallel import shard, start
 
 SETTINGS = TrainSettings(learning_rate=1e-3, batch_size=4, dropout=0.0, micro_tokens=128)
 
@@ -69,6 +69,17 @@ def test_a_stale_reference_in_the_directory_is_replaced(tmp_path: Path) -> None:
     train(tiny_model(seed=2), tmp_path, some)
     assert records(tmp_path)[0]["margin"] == 0
     assert kept(tmp_path)[2] == reference_key(fingerprint(tiny_model(seed=2)), some)
+
+
+def test_a_reference_computed_in_another_type_is_replaced(tmp_path: Path) -> None:
+    some = pairs(8)
+    train(tiny_model(), tmp_path, some)
+    before = kept(tmp_path)
+    forget(tmp_path, start())
+    train(shard(tiny_model(), start(), torch.bfloat16), tmp_path, some)
+    start().stop()
+    assert kept(tmp_path)[0] != before[0] and kept(tmp_path)[2] != before[2]
+    assert records(tmp_path)[0]["margin"] == 0
 
 
 def test_a_hit_computes_nothing_and_equals_recomputation(

@@ -1,5 +1,6 @@
 """A killed training goes on to the same bytes; what cannot be gone on from is refused."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,10 +10,11 @@ import torch
 from dpo_runs import Killed, dpo, files, kill_before, rows, sft, weights
 from tiny_llama import tiny_model
 
-from dpo import checkpoint, descent, forget
+from dpo import Row, checkpoint, descent, forget
 from dpo.checkpoint import FILES, check_bytes, find_training
+from dpo.trainer import PROBES
 from llama import Llama, fingerprint
-from llama.parallel import start
+from llama.parallel import shard, start
 
 
 @pytest.mark.parametrize("train", [sft, dpo])
@@ -115,6 +117,48 @@ def test_another_run_in_the_directory_is_refused(tmp_path: Path) -> None:
         sft(tiny_model(), tmp_path, rows(24, seed=1))
     with pytest.raises(ValueError, match="another training run: beta was 0.1, is 0.2; data"):
         dpo(tiny_model(), tmp_path, beta=0.2)
+
+
+def test_a_run_goes_on_in_the_type_that_it_was_begun_in(tmp_path: Path) -> None:
+    def in_bf16() -> Any:
+        return shard(tiny_model(), start(), torch.bfloat16)
+
+    sft(tiny_model(), tmp_path / "fp32")
+    sft(in_bf16(), tmp_path / "bf16")
+    with pytest.raises(ValueError, match=r"model was (\w+), is \1 in torch.bfloat16"):
+        sft(in_bf16(), tmp_path / "fp32")
+    with pytest.raises(ValueError, match=r"model was (\w+) in torch.bfloat16, is \1$"):
+        sft(tiny_model(), tmp_path / "bf16")
+    sft(in_bf16(), tmp_path / "bf16")
+    start().stop()
+
+
+class Lazy(Sequence[Row]):
+    """Rows that are made when they are read."""
+
+    def __init__(self, made: list[Row]) -> None:
+        self.made, self.read = made, 0
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.read += 1
+        return self.made[index]
+
+
+def test_data_are_known_again_by_all_rows_or_by_some_if_they_are_lazy(tmp_path: Path) -> None:
+    data = rows(100)
+    other = [*data[:50], rows(1, seed=1)[0], *data[51:]]
+    once: dict[str, Any] = {"max_steps": 2}  # of the 25 that are dealt at once
+    sft(tiny_model(), tmp_path / "list", data, **once)
+    with pytest.raises(ValueError, match="another training run: data was 100 rows"):
+        sft(tiny_model(), tmp_path / "list", other, **once)
+    lazy = Lazy(data)
+    sft(tiny_model(), tmp_path / "lazy", lazy, **once)
+    assert lazy.read == PROBES + len(data)
+    with pytest.raises(ValueError, match="another training run: data was 100 rows"):
+        sft(tiny_model(), tmp_path / "lazy", Lazy(other[50:] + other[:50]), **once)
 
 
 def test_memory_and_saving_may_be_set_anew_on_resume(

@@ -67,6 +67,15 @@ def test_a_mistake_is_one_line(
     assert not path.with_name("out.jsonl").exists()
 
 
+def test_a_target_that_cannot_be_is_told_before_the_model_is_read(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("judge.__main__.load_replica", None)
+    flags = written(tmp_path / "rows.jsonl", *ROWS)
+    assert main([checkpoint, *flags, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} is a directory: name a file in it\n"
+
+
 def test_what_is_told_in_the_end() -> None:
     rows = [
         {"score": 4.0, "finished": True},

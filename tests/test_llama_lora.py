@@ -41,6 +41,14 @@ def test_at_first_the_model_is_the_frozen_one_to_the_bit(dtype: torch.dtype) -> 
     assert not torch.equal(adapted(learnt=True)(TOKENS), tiny_model()(TOKENS))
 
 
+def test_adapters_are_heard_beside_weights_that_lie_together() -> None:
+    model = adapted(learnt=True)
+    with torch.no_grad():
+        apart = model(TOKENS)
+        model.lay_together()
+        assert torch.equal(model(TOKENS), apart)
+
+
 def test_only_adapters_learn_and_they_are_kept_in_fp32() -> None:
     model = adapted(Lora(3, 6.0, ("wq", "w2")), dtype=torch.bfloat16)
     learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -201,3 +201,8 @@ def test_convert_reports_errors_and_overwrites_nothing(saved, tmp_path, capsys) 
     assert "cannot be dealt to 3 parts" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "none"), str(tmp_path / "x"), "--to", "hf"]) == 2
     assert not (tmp_path / "x").exists()
+    (tmp_path / "file").touch()
+    capsys.readouterr()
+    assert main(["convert", str(saved), str(tmp_path / "file" / "x"), "--to", "hf"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(tmp_path / "file" / "x") in line

@@ -78,6 +78,7 @@ def test_questions_in_their_three_forms(tmp_path, text, expected):
         ('{"id": [1], "prompt": "p"}\n', r":1: expected 'id' to be a string or a whole"),
         ('[{"instruction": "p"}, 7]', r":2: expected a JSON object; mend"),
         ('[{"instruction": "p"}', r": expected a JSON list .*; fetch"),
+        ("[]", r":1: expected at least one question, found an empty list; add"),
         ("", r":1: expected at least one row, found an empty file"),
     ],
 )  # fmt: skip

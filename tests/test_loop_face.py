@@ -143,6 +143,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path, capsys, flags, com
     assert error[-1].startswith("error: ") and complaint in error[-1]
 
 
+def test_a_target_that_cannot_be_is_told_before_the_work(run, monkeypatch, capsys):
+    monkeypatch.setattr(face, "FinishedRun", None)
+    for words in (["compare", f"{run}"], ["export", f"{run}/M1", "--to", "mt-bench"]):
+        assert main([*words, "--out", f"{run}"]) == 2
+        assert capsys.readouterr().err == f"error: {run} is a directory: name a file in it\n"
+
+
 def test_a_config_that_is_none_is_told(run):
     (run / "config.json").write_text('{"settings": 3}')
     with pytest.raises(ValueError, match=r"config.json: not the config.json of a run; give"):

@@ -68,6 +68,19 @@ def test_a_write_that_is_killed_anywhere_leaves_the_old_or_the_new_file(tmp_path
         assert os.listdir(tmp_path) == ["rows.jsonl"]
 
 
+def test_where_nothing_can_be_written_is_known_beforehand(tmp_path):
+    (tmp_path / "file").touch()
+    for path, complaint in (
+        (tmp_path, "is a directory: name a file in it"),
+        (tmp_path / "file" / "x", r"x: nothing can be written in .*file \(Not a directory\)"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            files.require_place(path)
+    for path in (tmp_path / "file", tmp_path / "new", tmp_path / "new" / "folder" / "x"):
+        files.require_place(path)
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_bytes_reach_the_disk_before_their_name_and_the_name_before_the_end(tmp_path, hook):
     trace = []
     hook(lambda operation, path: trace.append((operation, path.name)))

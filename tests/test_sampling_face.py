@@ -115,6 +115,15 @@ def test_a_prompt_that_fills_the_context_is_refused_by_name_and_the_rest_goes_on
     assert served["token_ids"] and "refused" not in served
 
 
+def test_a_target_that_cannot_be_is_told_before_the_model_is_read(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("sampling.__main__.load_replica", None)
+    flags = written(tmp_path / "rows.jsonl", {"id": "a", "prompt": "x"})
+    assert main([checkpoint, *flags, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} is a directory: name a file in it\n"
+
+
 def test_missing_files_are_one_line(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
