@@ -16,17 +16,17 @@ from dpo import Pair, Row, TrainSettings, forget, pair_logps, row_logps, train_d
 from dpo.lines import pair_line
 from dpo.reference import Reference
 from dpo.telemetry import NOTHING, Telemetry
-from llama import Llama, Tokenizer, encode_example, encode_prompt, load_sharded, save
+from llama import Llama, Tokenizer, encode_prompt, load_sharded, save
 from llama.lora import Lora
 from llama.parallel import Group
 from llama.team import Team, join
+from loop.examples import Example, encoded
 from loop.replica import load_replica, replica_of
 from loop.run import Run
 from loop.settings import Settings
 from sampling import Completer, Completion
 
 BASELINE = "M1-baseline"  # SFT on seed answers alone; it judges where the seed has no judgements
-Example = tuple[str, str]  # a prompt and the response to be learnt
 Metrics = dict[str, float]
 
 
@@ -51,7 +51,7 @@ class Models:
 
         def make(out: Path) -> Metrics:
             model, tokenizer = self._trainable(start, how.lora)
-            rows = [_row(model, tokenizer, *example) for example in examples]
+            rows = [_row(model, tokenizer, example) for example in examples]
             self._say_steps(name, how, [row.ids for row in rows])
             return self._train(train_sft, model, tokenizer, rows, how, out, name)
 
@@ -83,7 +83,7 @@ class Models:
             known = None if reference is None else self.pair_logps(reference, pairs)
             model, tokenizer = self._trainable(start, how.lora)
             rows = [_pair(model, tokenizer, row) for row in pairs]
-            again = [_row(model, tokenizer, *example) for example in replay if how.replay_weight]
+            again = [_row(model, tokenizer, example) for example in replay if how.replay_weight]
             longest = model.config.max_seq_len
             lines = [pair_line(pair, index, longest) for index, pair in enumerate(rows)]
             self._say_steps(name, how, lines, [row.ids for row in again])
@@ -243,17 +243,17 @@ def _said(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Row:
 
 def _pair(model: Llama, tokenizer: Tokenizer, row: Mapping[str, Any]) -> Pair:
     chosen, rejected = (
-        _row(model, tokenizer, row["prompt"], row[key]) for key in ("chosen", "rejected")
+        _row(model, tokenizer, Example(row["prompt"], row[key])) for key in ("chosen", "rejected")
     )
     return Pair(chosen, rejected)
 
 
-def _row(model: Llama, tokenizer: Tokenizer, prompt: str, response: str) -> Row:
-    ids, is_response = encode_example(tokenizer, prompt, response)
+def _row(model: Llama, tokenizer: Tokenizer, example: Example) -> Row:
+    row = encoded(tokenizer, example)
     longest = model.config.max_seq_len
-    if len(ids) > longest:
+    if len(row.ids) > longest:
         raise ValueError(
-            f"an example has {len(ids)} tokens, the model reads at most {longest}; "
-            f"it begins {prompt[:60]!r}"
+            f"an example has {len(row.ids)} tokens, the model reads at most {longest}; "
+            f"it begins {example.prompt[:60]!r}"
         )
-    return Row(ids, is_response)
+    return row

@@ -9,8 +9,10 @@
 | validation.jsonl | as held_out.jsonl, to choose checkpoints by; may be missing |
 | eft_ranked.jsonl | as ranked.jsonl, to learn judging from; may be missing if eft.jsonl is there |
 
-Without eft.jsonl a run makes such rows of eft_ranked.jsonl, as the paper did. Fields beyond these
-are kept as they are. Every mistake is a ValueError with file and line.
+A system message is learnt with its row, in SFT and in replay, and nowhere else: what the loop asks,
+writes and measures has none. Without eft.jsonl a run makes such rows of eft_ranked.jsonl, as the
+paper did. Fields beyond these are kept as they are. Every mistake is a ValueError with file and
+line.
 """
 
 from dataclasses import dataclass, field
