@@ -139,10 +139,12 @@ class Models:
 
         said: rows of `speak_freely`. Returns rows `{id, token_count, logp, logp_before}`, summed
         log-probabilities in nats by both. The mean of their difference estimates KL(path ‖ before).
+        A prompt that fills the context left no room for a token, and has no row.
         """
+        said = [row for row in said if row["token_ids"] or row["finished"]]
         rows: list[Row] = []
         size, logps = self.settings.dpo.micro_tokens, []
-        for which in (path, before):
+        for which in (path, before) if said else ():
             model, tokenizer = self._trainable(which)
             rows = rows or [_said(tokenizer, row) for row in said]
             logps.append(row_logps(model, rows, size, self.group))
