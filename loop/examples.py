@@ -41,6 +41,20 @@ def placed(file: str, examples: Iterable[Example]) -> list[Example]:
     ]
 
 
-def encoded(tokenizer: Tokenizer, example: Example) -> Row:
-    """The tokens, and which of them are to be learnt."""
-    return Row(*encode_example(tokenizer, example.prompt, example.response, example.system))
+def fitting(examples: Iterable[Example], tokenizer: Tokenizer, longest: int) -> list[Row]:
+    """The tokens of each example, and which of them are to be learnt. One of the run's own making
+    that has more than `longest` tokens is left out.
+
+    Raises ValueError, naming file and line, for such a one that was given.
+    """
+    rows = []
+    for example in examples:
+        ids, is_response = encode_example(tokenizer, *example[:3])
+        if len(ids) <= longest:
+            rows.append(Row(ids, is_response))
+        elif example.place:
+            raise ValueError(
+                f"{example.place}: the example has {len(ids)} tokens, the model reads at most "
+                f"{longest}; shorten or remove the row"
+            )
+    return rows

@@ -16,11 +16,11 @@ from dpo import Pair, Row, TrainSettings, forget, pair_logps, row_logps, train_d
 from dpo.lines import pair_line
 from dpo.reference import Reference
 from dpo.telemetry import NOTHING, Telemetry
-from llama import Llama, Tokenizer, encode_prompt, load_sharded, save
+from llama import Llama, Tokenizer, encode_example, encode_prompt, load_sharded, save
 from llama.lora import Lora
 from llama.parallel import Group
 from llama.team import Team, join
-from loop.examples import Example, encoded
+from loop.examples import Example, fitting
 from loop.replica import load_replica, replica_of
 from loop.run import Run
 from loop.settings import Settings
@@ -51,9 +51,10 @@ class Models:
 
         def make(out: Path) -> Metrics:
             model, tokenizer = self._trainable(start, how.lora)
-            rows = [_row(model, tokenizer, example) for example in examples]
+            rows = self._fitting(name, examples, model, tokenizer)
             self._say_steps(name, how, [row.ids for row in rows])
-            return self._train(train_sft, model, tokenizer, rows, how, out, name)
+            metrics = self._train(train_sft, model, tokenizer, rows, how, out, name)
+            return metrics | {"too_long": len(examples) - len(rows)}
 
         return self.run.directory(name, make, f"{name}: SFT")
 
@@ -83,13 +84,15 @@ class Models:
             known = None if reference is None else self.pair_logps(reference, pairs)
             model, tokenizer = self._trainable(start, how.lora)
             rows = [_pair(model, tokenizer, row) for row in pairs]
-            again = [_row(model, tokenizer, example) for example in replay if how.replay_weight]
+            wanted = replay if how.replay_weight else ()
+            again = self._fitting(name, wanted, model, tokenizer)
             longest = model.config.max_seq_len
             lines = [pair_line(pair, index, longest) for index, pair in enumerate(rows)]
             self._say_steps(name, how, lines, [row.ids for row in again])
             keep = _keeper(model, tokenizer, out, keep_every) if keep_every else None
             train = partial(train_dpo, replay=again, after_step=keep, reference=known)
-            return self._train(train, model, tokenizer, rows, how, out, name)
+            metrics = self._train(train, model, tokenizer, rows, how, out, name)
+            return metrics | {"too_long": len(wanted) - len(again)}
 
         return self.run.directory(name, make, f"{name}: DPO")
 
@@ -180,6 +183,16 @@ class Models:
         self._speaking = self._trained = None
         return load_sharded(path, self.group, self.dtype, lora=lora)
 
+    def _fitting(
+        self, name: str, examples: Sequence[Example], model: Llama, tokenizer: Tokenizer
+    ) -> list[Row]:
+        """`fitting` for this model; a line says how many are left out."""
+        longest = model.config.max_seq_len
+        rows = fitting(examples, tokenizer, longest)
+        if left_out := len(examples) - len(rows):
+            self.run.say(f"{name}: {left_out} examples of more than {longest} tokens are left out")
+        return rows
+
     def _say_steps(self, name: str, how: TrainSettings, *data: Sequence[Sized]) -> None:
         """How many steps there will be, of how many tokens on all ranks; each kind of data has its
         batch in a step.
@@ -244,18 +257,12 @@ def _said(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Row:
 
 
 def _pair(model: Llama, tokenizer: Tokenizer, row: Mapping[str, Any]) -> Pair:
-    chosen, rejected = (
-        _row(model, tokenizer, Example(row["prompt"], row[key])) for key in ("chosen", "rejected")
-    )
-    return Pair(chosen, rejected)
-
-
-def _row(model: Llama, tokenizer: Tokenizer, example: Example) -> Row:
-    row = encoded(tokenizer, example)
-    longest = model.config.max_seq_len
-    if len(row.ids) > longest:
+    answers = (row[key] for key in ("chosen", "rejected"))
+    pair = Pair(*(Row(*encode_example(tokenizer, row["prompt"], text)) for text in answers))
+    length, longest = max(len(pair.chosen.ids), len(pair.rejected.ids)), model.config.max_seq_len
+    if length > longest:
         raise ValueError(
-            f"an example has {len(row.ids)} tokens, the model reads at most {longest}; "
-            f"it begins {example.prompt[:60]!r}"
+            f"a pair has {length} tokens, the model reads at most {longest}; it begins "
+            f"{row['prompt'][:60]!r}"
         )
-    return row
+    return pair
