@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dpo import Pair, Row, TrainSettings, forget, pair_logps, row_logps, train_dpo, train_sft
+from dpo import Pair, Row, TrainSettings, pair_logps, row_logps, train_dpo, train_sft
 from dpo.lines import pair_line
 from dpo.reference import Reference
 from dpo.telemetry import NOTHING, Telemetry
@@ -222,7 +222,6 @@ class Models:
             telemetry=self.telemetry,
         )
         save(model, tokenizer, out)
-        forget(out, self.group)  # what it took to go on is not part of the checkpoint
         self._trained = self.run.root / name, model, tokenizer
         return metrics
 
