@@ -16,8 +16,9 @@ from judge import answer_pairs, judge_in_parts, load_rubric
 from loop.choice import Choice
 from loop.command import run_command
 from loop.evaluate import Evaluation
+from loop.examples import Example, answered, judged, placed
 from loop.meta import MetaRewarding
-from loop.models import BASELINE, Example, Models
+from loop.models import BASELINE, Models
 from loop.practice import Practice
 from loop.rows import Row, Rows, as_items
 from loop.run import Run
@@ -113,15 +114,14 @@ class SelfRewarding:
 
     def seed_examples(self, t: int = 1) -> list[Example]:
         """IFT (instruction → answer); from M1 on EFT too (the judge's prompt → judgement)."""
-        eft = self.judged(self.given.seed.eft) or self.practise(0) if t else []
+        eft = placed("eft.jsonl", self.judged(self.given.seed.eft)) or self.practise(0) if t else []
         if t and not eft:
             raise ValueError(f"no judgement of {self.model(0)} agrees with people; give eft.jsonl")
-        return [(row["prompt"], row["response"]) for row in self.given.seed.ift] + eft
+        return placed("ift.jsonl", map(answered, self.given.seed.ift)) + eft
 
     def judged(self, rows: Rows) -> list[Example]:
         """Rows with a judgement: the judge's prompt, and what it should reply."""
-        render = self.rubric.render
-        return [(render(row["prompt"], row["response"]), row["judgement"]) for row in rows]
+        return [judged(self.rubric, row) for row in rows]
 
     def ask_judge(self, t: int, parts: Sequence[Sequence[Row]], k: int) -> Iterable[Rows]:
         """k judgements by M_t of each item, part by part."""

@@ -13,7 +13,8 @@ from controls.shared import Shared
 from judge import Rubric
 from llama.parallel import Group
 from loop.choice import Pairs
-from loop.models import Example, Models
+from loop.examples import Example
+from loop.models import Models
 from loop.rows import Rows, as_items
 from loop.run import Run
 from loop.settings import Settings
@@ -49,7 +50,7 @@ class NoEft(OwnM1, OwnDpo):
     """Nobody ever shows the model a judgement; it judges as the base model taught it."""
 
     def seed_examples(self, t: int = 1) -> list[Example]:
-        return [(row["prompt"], row["response"]) for row in self.given.seed.ift]
+        return super().seed_examples(0)
 
     def practise(self, t: int) -> list[Example]:
         return []
@@ -71,7 +72,7 @@ class MultipleChoice(OwnM1):
     def judged(self, rows: Rows) -> list[Example]:
         render = self.rubric.render
         return [
-            (render(row["prompt"], row["response"]), f"Score: {max(1, int(row['score']))}")
+            Example(render(row["prompt"], row["response"]), f"Score: {max(1, int(row['score']))}")
             for row in rows
         ]
 

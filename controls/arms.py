@@ -19,7 +19,7 @@ from dataclasses import replace
 from random import Random
 
 from judge import mean_score, ranked_items
-from loop.models import Example
+from loop.examples import Example
 from loop.rows import Row, Rows
 from train import SelfRewarding
 
@@ -119,7 +119,7 @@ class PositiveOnly(Arm):
         for row in judgements:
             scores[row["response_id"]].append(row["score"])
         full = [row for row in responses if mean_score(scores[row["id"]]) == self.rubric.high]
-        examples = [(text_of[row["prompt_id"]], row["text"]) for row in full]
+        examples = [Example(text_of[row["prompt_id"]], row["text"]) for row in full]
         self.models.sft(self.name(t + 1), self.model(t), examples, self.settings.dpo)
 
 

@@ -13,8 +13,9 @@ from judge.score import mean_score
 Counts = dict[str, int]
 Scored = tuple[float, Row]  # an answer, behind its mean score
 Choose = Callable[[Sequence[Scored]], tuple[Scored, Scored]]  # chosen and rejected
+NO_PAIR = ("too_few", "equal_scores", "small_margin", "identical_texts")  # why a prompt has none
 _ANSWER_COUNTS = (
-    *("prompts", "too_few", "equal_scores", "small_margin", "identical_texts", "pairs"),
+    *("prompts", *NO_PAIR, "pairs"),
     *("responses", "unfinished", "unscored", "usable"),
 )
 

@@ -20,7 +20,8 @@ from dpo.reference import Reference
 from judge import Rubric, judge_in_parts, mean_score
 from judge.compare import outcome_of_scores
 from loop import axes
-from loop.models import Example, Models
+from loop.examples import Example
+from loop.models import Models
 from loop.rows import Row, Rows, as_items
 from loop.run import Run
 from loop.settings import Settings

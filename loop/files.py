@@ -11,12 +11,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from llama.files import naming
 
 ASIDE = "telemetry"  # a folder in a finished directory that is no part of the result
+TO_GO_ON = "training.[01].safetensors"  # what an unfinished one is gone on from, no part either
 JSON = Any  # what `json.loads` returns
 
 
@@ -79,12 +81,15 @@ def make_directory(path: Path) -> None:
 def move_in(source: Path, target: Path) -> list[str]:
     """Moves the directory `source` to `target`, after an fsync of every file in it.
 
-    Returns the files' names, but for those in ASIDE, which are moved too. Where `target` stands
-    already, each file replaces its namesake there and the others stay. That is not one step, so
-    only a record written afterwards may call the result finished.
+    Returns the files' names, but for those in ASIDE and TO_GO_ON, which are moved too. Where
+    `target` stands already, each file replaces its namesake there and the others stay. That is not
+    one step, so only a record written afterwards may call the result finished, and nothing may go
+    on from the half.
     """
     for path in [source, *sorted(source.rglob("*"))]:
         _sync_directory(path) if path.is_dir() else _sync_file(path)
+    if target.exists():
+        forget(source)
     names = names_in(source)
     with naming(target):
         if not target.exists():
@@ -98,7 +103,25 @@ def move_in(source: Path, target: Path) -> list[str]:
                 _sync_directory((target / name).parent)
             shutil.rmtree(source)
         _sync_directory(target.parent)
-    return [name for name in names if not name.startswith(f"{ASIDE}/")]
+    return [n for n in names if not n.startswith(f"{ASIDE}/") and not fnmatch(n, TO_GO_ON)]
+
+
+def begin(unfinished: Path, target: Path) -> None:
+    """Makes the directory `unfinished`. Where `move_in` was the last that happened to it, and no
+    record came after, `target` still holds what it may be gone on from: it is moved back.
+    """
+    if any(target.glob(TO_GO_ON)) and not unfinished.exists():
+        with naming(unfinished):
+            before("replace", unfinished)
+            os.replace(target, unfinished)
+            _sync_directory(unfinished.parent)
+    make_directory(unfinished)
+
+
+def forget(directory: Path) -> None:
+    """Removes what a directory would be gone on from."""
+    for file in sorted(directory.glob(TO_GO_ON)):
+        remove(file)
 
 
 def share(source: Path, target: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from judge.pairs import NO_PAIR
+
 Evaluation = Mapping[str, Any]  # as `loop.account.read_evaluation` returns it
 Measure = Callable[[Evaluation, Evaluation], float | None]  # of M1 and of the model in question
 
@@ -117,8 +119,10 @@ def _falling(first: Evaluation, this: Evaluation) -> float | None:
 
 def _without_pair(first: Evaluation, this: Evaluation) -> float | None:
     counts = _get(this, "counts", "pairs.jsonl") or {}
-    prompts, pairs = counts.get("prompts"), counts.get("pairs")
-    return 1 - pairs / prompts if prompts and pairs is not None else None
+    if not counts.get("prompts"):
+        return None
+    # not by the number of pairs: one prompt may have several
+    return float(sum(counts.get(reason, 0) for reason in NO_PAIR) / counts["prompts"])
 
 
 def _by_length(first: Evaluation, this: Evaluation) -> float | None:

@@ -8,7 +8,8 @@ from functools import partial
 from judge.compare import compare_in_parts, load_comparison
 from judge.meta import disputed_answers, judgement_duels, judgement_pairs, meta_examples
 from judge.rubric import Rubric
-from loop.models import Example, Models
+from loop.examples import Example
+from loop.models import Models
 from loop.rows import Rows
 from loop.run import Run
 from loop.settings import Settings
@@ -54,4 +55,5 @@ class MetaRewarding:
         """What people's ranks teach a meta-judge, if that is on: its prompts and verdicts."""
         if not (self.how.prompts and self.how.practice):
             return []
-        return meta_examples(self.rubric, self.template, ranked, judgements)
+        learnt = meta_examples(self.rubric, self.template, ranked, judgements)
+        return [Example(*asked_and_said) for asked_and_said in learnt]

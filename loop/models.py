@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dpo import Pair, Row, TrainSettings, forget, pair_logps, row_logps, train_dpo, train_sft
+from dpo import Pair, Row, TrainSettings, pair_logps, row_logps, train_dpo, train_sft
 from dpo.lines import pair_line
 from dpo.reference import Reference
 from dpo.telemetry import NOTHING, Telemetry
@@ -20,13 +20,13 @@ from llama import Llama, Tokenizer, encode_example, encode_prompt, load_sharded,
 from llama.lora import Lora
 from llama.parallel import Group
 from llama.team import Team, join
+from loop.examples import Example, fitting
 from loop.replica import load_replica, replica_of
 from loop.run import Run
 from loop.settings import Settings
 from sampling import Completer, Completion
 
 BASELINE = "M1-baseline"  # SFT on seed answers alone; it judges where the seed has no judgements
-Example = tuple[str, str]  # a prompt and the response to be learnt
 Metrics = dict[str, float]
 
 
@@ -51,9 +51,10 @@ class Models:
 
         def make(out: Path) -> Metrics:
             model, tokenizer = self._trainable(start, how.lora)
-            rows = [_row(model, tokenizer, *example) for example in examples]
+            rows = self._fitting(name, examples, model, tokenizer)
             self._say_steps(name, how, [row.ids for row in rows])
-            return self._train(train_sft, model, tokenizer, rows, how, out, name)
+            metrics = self._train(train_sft, model, tokenizer, rows, how, out, name)
+            return metrics | {"too_long": len(examples) - len(rows)}
 
         return self.run.directory(name, make, f"{name}: SFT")
 
@@ -83,13 +84,15 @@ class Models:
             known = None if reference is None else self.pair_logps(reference, pairs)
             model, tokenizer = self._trainable(start, how.lora)
             rows = [_pair(model, tokenizer, row) for row in pairs]
-            again = [_row(model, tokenizer, *example) for example in replay if how.replay_weight]
+            wanted = replay if how.replay_weight else ()
+            again = self._fitting(name, wanted, model, tokenizer)
             longest = model.config.max_seq_len
             lines = [pair_line(pair, index, longest) for index, pair in enumerate(rows)]
             self._say_steps(name, how, lines, [row.ids for row in again])
             keep = _keeper(model, tokenizer, out, keep_every) if keep_every else None
             train = partial(train_dpo, replay=again, after_step=keep, reference=known)
-            return self._train(train, model, tokenizer, rows, how, out, name)
+            metrics = self._train(train, model, tokenizer, rows, how, out, name)
+            return metrics | {"too_long": len(wanted) - len(again)}
 
         return self.run.directory(name, make, f"{name}: DPO")
 
@@ -139,10 +142,12 @@ class Models:
 
         said: rows of `speak_freely`. Returns rows `{id, token_count, logp, logp_before}`, summed
         log-probabilities in nats by both. The mean of their difference estimates KL(path ‖ before).
+        A prompt that fills the context left no room for a token, and has no row.
         """
+        said = [row for row in said if row["token_ids"] or row["finished"]]
         rows: list[Row] = []
         size, logps = self.settings.dpo.micro_tokens, []
-        for which in (path, before):
+        for which in (path, before) if said else ():
             model, tokenizer = self._trainable(which)
             rows = rows or [_said(tokenizer, row) for row in said]
             logps.append(row_logps(model, rows, size, self.group))
@@ -178,6 +183,16 @@ class Models:
         self._speaking = self._trained = None
         return load_sharded(path, self.group, self.dtype, lora=lora)
 
+    def _fitting(
+        self, name: str, examples: Sequence[Example], model: Llama, tokenizer: Tokenizer
+    ) -> list[Row]:
+        """`fitting` for this model; a line says how many are left out."""
+        longest = model.config.max_seq_len
+        rows = fitting(examples, tokenizer, longest)
+        if left_out := len(examples) - len(rows):
+            self.run.say(f"{name}: {left_out} examples of more than {longest} tokens are left out")
+        return rows
+
     def _say_steps(self, name: str, how: TrainSettings, *data: Sequence[Sized]) -> None:
         """How many steps there will be, of how many tokens on all ranks; each kind of data has its
         batch in a step.
@@ -207,7 +222,6 @@ class Models:
             telemetry=self.telemetry,
         )
         save(model, tokenizer, out)
-        forget(out, self.group)  # what it took to go on is not part of the checkpoint
         self._trained = self.run.root / name, model, tokenizer
         return metrics
 
@@ -242,18 +256,12 @@ def _said(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Row:
 
 
 def _pair(model: Llama, tokenizer: Tokenizer, row: Mapping[str, Any]) -> Pair:
-    chosen, rejected = (
-        _row(model, tokenizer, row["prompt"], row[key]) for key in ("chosen", "rejected")
-    )
-    return Pair(chosen, rejected)
-
-
-def _row(model: Llama, tokenizer: Tokenizer, prompt: str, response: str) -> Row:
-    ids, is_response = encode_example(tokenizer, prompt, response)
-    longest = model.config.max_seq_len
-    if len(ids) > longest:
+    answers = (row[key] for key in ("chosen", "rejected"))
+    pair = Pair(*(Row(*encode_example(tokenizer, row["prompt"], text)) for text in answers))
+    length, longest = max(len(pair.chosen.ids), len(pair.rejected.ids)), model.config.max_seq_len
+    if length > longest:
         raise ValueError(
-            f"an example has {len(ids)} tokens, the model reads at most {longest}; "
-            f"it begins {prompt[:60]!r}"
+            f"a pair has {length} tokens, the model reads at most {longest}; it begins "
+            f"{row['prompt'][:60]!r}"
         )
-    return Row(ids, is_response)
+    return pair

@@ -122,19 +122,18 @@ class Run:
             started = time.perf_counter()
             data = files.json_bytes(make())
             self._commit(path, partial(self._put, path, data), started, {}, description)
-        value: Row = files.read_json(data)
-        return value
+        return dict(files.read_json(data))
 
     def directory(self, path: str, make: Callable[[Path], Row | None], description: str) -> Path:
         """The directory `path` (a checkpoint): finished before, or as `make(unfinished)` fills it.
 
-        `unfinished` is a neighbour that outlives an interruption, so `make` may find there what it
-        kept to go on from. What `make` leaves in it is committed as one; it may return counts.
+        `unfinished` outlives an interruption, so `make` may find there what it kept to go on from,
+        `files.TO_GO_ON`. All else that it leaves there is committed as one; it may return counts.
         """
         full, unfinished = self.root / path, self.root / f"{path}.unfinished"
         if self._find(path, description) is None:
             started = time.perf_counter()
-            self._main_says(lambda: files.make_directory(unfinished))
+            self._main_says(lambda: files.begin(unfinished, full))
             counts = make(unfinished) or {}
             self.group.barrier()  # the other ranks too have written what they write
             self._commit(
@@ -171,8 +170,7 @@ class Run:
 
     def counts(self, path: str) -> Row:
         """The counts that the finished stage `path` returned beside its rows."""
-        counts: Row = self._stages[path]["counts"]
-        return counts
+        return dict(self._stages[path]["counts"])
 
     def stages(self, directory: str) -> list[str]:
         """The finished stages inside a directory, by their names in it, in the order of
@@ -230,13 +228,14 @@ class Run:
         """The bytes of the finished file (b"" for a directory); None if the stage is to be done."""
 
         def look() -> bytes | None:
-            faults = self._manifest.faults(path)
+            full, faults = self.root / path, self._manifest.faults(path)
             for fault in faults or []:
                 self.say(f"{fault}; it is made again")
+            if faults is not None:
+                files.forget(full)  # killed just after it was recorded
             if faults is None or faults:
                 return None
             self.say(f"{description}: done before ({path})")
-            full = self.root / path
             return full.read_bytes() if full.is_file() else b""
 
         return self._main_says(look)
@@ -253,8 +252,9 @@ class Run:
                 self.say(
                     f"{self.root / path}: not what it was before; what came after it is made again"
                 )
-                for unfinished in self.root.glob("*.unfinished"):
-                    files.remove(unfinished)
+                for begun in (*self.root.glob("*.unfinished"), *self.root.rglob(files.TO_GO_ON)):
+                    files.remove(begun)
+            files.forget(self.root / path)
             self.say(f"{description}: {seconds:.1f} s ({path})")
             return self._manifest.stages
 

@@ -58,7 +58,7 @@ def without_repeats(items: Sequence[Item]) -> list[Item]:
     kept = []
     for item in items:
         if item.flaw is None:
-            words = _words(item.prompt)
+            words = plain(item.prompt)
             item = replace(item, flaw=REPEATED) if words in seen else _answers_once(item)
             seen.add(words)
         kept.append(item)
@@ -77,5 +77,6 @@ def _answers_once(item: Item) -> Item:
     return replace(item, answers=tuple(answers))
 
 
-def _words(text: str) -> str:
+def plain(text: str) -> str:
+    """A text without what nobody would call a difference: case, and how much space is where."""
     return " ".join(text.split()).casefold()

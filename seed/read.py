@@ -9,8 +9,10 @@
 | validation.jsonl | as held_out.jsonl, to choose checkpoints by; may be missing |
 | eft_ranked.jsonl | as ranked.jsonl, to learn judging from; may be missing if eft.jsonl is there |
 
-Without eft.jsonl a run makes such rows of eft_ranked.jsonl, as the paper did. Fields beyond these
-are kept as they are. Every mistake is a ValueError with file and line.
+A system message is learnt with its row, in SFT and in replay, and nowhere else: what the loop asks,
+writes and measures has none. Without eft.jsonl a run makes such rows of eft_ranked.jsonl, as the
+paper did. Fields beyond these are kept as they are. Every mistake is a ValueError with file and
+line.
 """
 
 import math
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seed.items import plain
 from seed.rows import STRING, TEXT, Kind, Row, is_string, read_rows, refuse
 
 
@@ -37,7 +40,8 @@ def read_seed(directory: Path) -> Seed:
     """All of a seed directory.
 
     Raises ValueError for a missing or broken file, and for a prompt of held_out or ranked (what is
-    measured) that ift, eft or eft_ranked (what is learnt) holds too.
+    measured) that ift, eft, eft_ranked (what is learnt) or validation (what is chosen by) holds
+    too, be it with other case and spaces.
     """
     judged, practice = directory / "eft.jsonl", directory / "eft_ranked.jsonl"
     validation = directory / "validation.jsonl"
@@ -49,15 +53,17 @@ def read_seed(directory: Path) -> Seed:
         eft_ranked=read_ranked(practice) if practice.exists() else [],
         validation=read_held_out(validation) if validation.exists() else [],
     )
-    learnt = {
-        row["prompt"]: f"{name}.jsonl:{line}"
-        for name, rows in (("eft_ranked", seed.eft_ranked), ("eft", seed.eft), ("ift", seed.ift))
-        for line, row in enumerate(rows, start=1)
+    used = {
+        plain(row["prompt"]): f"{name}.jsonl:{line}"
+        for name in ("validation", "eft_ranked", "eft", "ift")
+        for line, row in enumerate(getattr(seed, name), start=1)
     }
     for name, rows in (("held_out", seed.held_out), ("ranked", seed.ranked)):
         for line, row in enumerate(rows, start=1):
-            if place := learnt.get(row["prompt"]):
-                complaint = f"expected a prompt that is not learnt from, found that of {place}"
+            if place := used.get(plain(row["prompt"])):
+                complaint = (
+                    f"expected a prompt that is not learnt from or chosen by, found that of {place}"
+                )
                 refuse(directory / f"{name}.jsonl", line, complaint, "remove one of the two rows")
     return seed
 

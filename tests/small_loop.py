@@ -17,7 +17,10 @@ def small_loop(directory, group, made=None, settings=SETTINGS, weight=b"w", **ho
     made = [] if made is None else made
 
     def checkpoint(unfinished):
-        made.append("M1")
+        frozen = unfinished / "training.0.safetensors"
+        made.append("the end of M1" if frozen.exists() else "M1")
+        group.barrier()
+        frozen.write_bytes(b"f")
         (unfinished / "sub").mkdir(exist_ok=True)
         (unfinished / "model").write_bytes(weight)
         (unfinished / "sub" / "tokenizer").write_bytes(b"t")

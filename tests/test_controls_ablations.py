@@ -117,7 +117,7 @@ def test_without_eft_nobody_shows_a_judgement(begun):
 def test_a_multiple_choice_names_a_kind_at_once(begun):
     arm = begun["multiple choice"]
     rows = [{"prompt": "p", "response": "r", "judgement": "one two. Score: 0", "score": 0}]
-    ((asked, reply),) = arm.judged(rows)
+    ((asked, reply, *_),) = arm.judged(rows)
     assert reply == "Score: 1" and asked.startswith("Choose: 1 wrong") and "Task: p" in asked
     assert arm.evaluation.rubric.scores == [1, 2, 3, 4, 5]
 

@@ -16,6 +16,7 @@ from faults.power import FATES, Disk
 from faults.shim import at_operation, watched
 from faults.soak import Bench
 
+from dpo.checkpoint import FILES
 from loop import files, lock
 from loop.branch import MADE_FROM, Origin, still_valid
 from loop.command import run_command
@@ -53,6 +54,32 @@ def test_the_operations_are_those_of_every_phase(bench: Bench) -> None:
 def test_killed_in_the_middle_the_next_run_ends_as_the_clean_one(bench: Bench) -> None:
     for n in places(bench, 4):
         assert bench.killed(n) == "", bench.trace[n]
+
+
+def test_a_training_killed_before_it_is_recorded_takes_no_step_again(
+    bench: Bench, tmp_path: Path
+) -> None:
+    run, steps = tmp_path / "run", tmp_path / "steps"
+    moved = place_of(bench, "clean/M2")
+    record = next(n for n in range(moved, len(bench.trace)) if "manifest" in bench.trace[n][1].name)
+    run_to_end(bench.world, run, act=at_operation(record, lambda *_: os._exit(137)))
+    assert (run / "M2/config.json").exists() and "M2" not in stage_times(run)
+
+    def note(operation: str, path: Path) -> None:
+        if operation == "replace" and path.parent.name == "M2.unfinished":
+            with steps.open("a") as file:
+                file.write(f"{path.name}\n")
+
+    assert run_to_end(bench.world, run, act=note) == 0
+    names = steps.read_text().splitlines()
+    assert "config.json" in names and not [name for name in names if name in FILES]
+    assert differences(left(run), bench.clean) == []
+
+
+def test_killed_before_it_forgets_what_it_went_on_from_the_next_run_does(bench: Bench) -> None:
+    n = place_of(bench, "M2/training.0.safetensors", "unlink")
+    assert bench.trace[n + 1][1].name == "training.1.safetensors"
+    assert bench.killed(n + 1) == "", bench.trace[n + 1]
 
 
 def test_after_a_power_cut_the_next_run_ends_as_the_clean_one(bench: Bench) -> None:

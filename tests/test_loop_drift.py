@@ -70,6 +70,14 @@ def test_the_samplers_own_log_probabilities_are_the_first(two):
         assert row["logp_before"] == pytest.approx(by_other, abs=1e-3)
 
 
+def test_a_prompt_that_fills_the_context_has_no_part_in_it(two):
+    models, long = Models(None, Settings(), start()), {"id": "L", "prompt": "long " * 300}
+    [said] = models.speak_freely(two / "M2", [[long, *PROMPTS]], 12, seed=3)
+    assert said[0]["token_ids"] == [] and not said[0]["finished"]
+    assert models.drift(two / "M2", two / "M1", said) == drifted(two, "M2", "M1")
+    assert models.drift(two / "M2", two / "M1", said[:1]) == []
+
+
 def test_the_end_counts_where_the_model_said_it():
     tokenizer = tiny_tokenizer()
     asked = llama.encode_prompt(tokenizer, "Count.")

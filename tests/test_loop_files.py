@@ -10,6 +10,7 @@ from faults.shim import fail, from_operation, watched
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpo.checkpoint import FILES
 from dpo.telemetry import FOLDER
 from loop import files
 
@@ -122,6 +123,33 @@ def test_what_is_aside_moves_too_and_is_no_part_of_the_result(tmp_path):
     assert files.move_in(source, target) == ["a", "telemetry.txt"]
     assert contents(target) == names
     assert files.move_in(fill(tmp_path / "s", names), target) == ["a", "telemetry.txt"]
+
+
+def test_what_it_was_gone_on_from_moves_too_and_comes_back_until_it_is_forgotten(tmp_path):
+    frozen = dict.fromkeys(FILES, b"f")  # `dpo` does not import `loop`
+    source, target = fill(tmp_path / "s", {"a": b"1"} | frozen), tmp_path / "t"
+    assert files.move_in(source, target) == ["a"]
+    files.begin(source, target)  # nothing recorded it
+    assert contents(source) == {"a": b"1"} | frozen and not target.exists()
+    assert files.move_in(source, target) == ["a"]
+    files.forget(target)
+    files.begin(source, target)
+    assert contents(source) == {} and contents(target) == {"a": b"1"}
+
+
+def test_nothing_goes_on_from_what_is_half_moved(tmp_path, monkeypatch):
+    """Where the target stands already, the files go one by one."""
+    target = fill(tmp_path / "t", {"a": b"old", "b": b"old"})
+    source = fill(tmp_path / "s", {"a": b"1", "b": b"2", FILES[0]: b"f"})
+
+    def die(operation, path):
+        if (operation, path.name) == ("replace", "b"):
+            raise Killed
+
+    monkeypatch.setattr(files, "before", die)
+    with pytest.raises(Killed):
+        files.move_in(source, target)
+    assert contents(source) == {"b": b"2"} and contents(target) == {"a": b"1", "b": b"old"}
 
 
 def test_remove_takes_files_directories_and_nothing(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import loop.health
+from judge import answer_pairs
 from loop.health import RULES, Finding, ending, findings
 
 
@@ -19,7 +20,7 @@ def healthy():
         "progress": {
             "judged_win_rate": 0.6, "lc_judged_win_rate": 0.58, "judged_win_rate_ci": [0.55, 0.65],
         },
-        "counts": {"pairs.jsonl": {"prompts": 100, "pairs": 60}},
+        "counts": {"pairs.jsonl": {"prompts": 100, "too_few": 10, "equal_scores": 30, "pairs": 60}},
     }  # fmt: skip
 
 
@@ -27,7 +28,10 @@ SICK = {
     "saturation": ("own_scores", {"full_score": 0.96}),
     "collapse to one score": ("scores", {"commonest_score": 0.93, "unparsed": 0.0}),
     "judge drift": ("judging", {"pairwise_accuracy_ci": [0.6, 0.68]}),
-    "too few pairs": ("counts", {"pairs.jsonl": {"prompts": 100, "pairs": 9}}),
+    "too few pairs": (
+        "counts",
+        {"pairs.jsonl": {"prompts": 100, "too_few": 20, "equal_scores": 71, "pairs": 9}},
+    ),
     "length drift": ("answers", {"mean_words": 101.0, "distinct_2": 0.6}),
     "wins by length": ("progress", {"judged_win_rate": 0.8, "lc_judged_win_rate": 0.6}),
     "degenerate diversity": ("answers", {"mean_words": 50.0, "distinct_2": 0.29}),
@@ -58,6 +62,24 @@ def test_just_below_a_threshold_nothing_is_found():
     near["answers"] = {"mean_words": 99.9, "distinct_2": 0.301, "cut_off": 0.199}
     near["judging"]["pairwise_accuracy_ci"] = [0.6, 0.695]  # the intervals all but touch
     assert findings({"M1": healthy(), "M2": near}) == []
+
+
+def test_prompts_without_a_pair_are_told_though_others_have_several():
+    """Nine prompts of ten give every answer the same score, the tenth makes three pairs."""
+    prompts = [{"id": f"p{i}", "prompt": "?"} for i in range(10)]
+    answers = [
+        {"id": f"p{i}.{k}", "prompt_id": f"p{i}", "k": k, "text": f"{k}", "finished": True}
+        for i in range(10)
+        for k in range(6)
+    ]
+    scores = [
+        {"id": row["id"], "response_id": row["id"], "k": 0, "score": row["k"] if i < 6 else 3}
+        for i, row in enumerate(answers)
+    ]
+    pairs, counts = answer_pairs(prompts, answers, scores, per_prompt=3)
+    assert len(pairs) == counts["pairs"] == 3
+    (found,) = findings({"M1": healthy(), "M2": healthy() | {"counts": {"pairs.jsonl": counts}}})
+    assert (found.rule, found.value) == ("too few pairs", 0.9)
 
 
 @pytest.mark.parametrize("part", list(healthy()))

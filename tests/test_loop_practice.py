@@ -59,7 +59,7 @@ def test_practice_keeps_the_judgements_that_agree_with_people():
     examples = practising(2, judge)
     render = load_rubric("additive_short").render
     kept = {render("prompt a", "good"): "Score: 5", render("prompt a", "bad"): "Score: 1"}
-    assert dict(examples) == kept and len(examples) == 2
+    assert {one.prompt: one.response for one in examples} == kept and len(examples) == 2
     assert judge.asked == ["a.0", "a.1", "b.0", "b.1"]
 
 
@@ -70,8 +70,8 @@ def test_the_meta_judge_practises_on_the_same_judgements():
     )
     assert both[: len(plain)] == plain
     # in round 0 both answers of set a are judged as people do, in round 1 only "good" otherwise
-    assert [verdict for _, verdict in both[len(plain) :]] == ["Better: A", "Better: B"]
-    assert "A: Score: 5\nB: Score: 1\n" in both[len(plain)][0]
+    assert [one.response for one in both[len(plain) :]] == ["Better: A", "Better: B"]
+    assert "A: Score: 5\nB: Score: 1\n" in both[len(plain)].prompt
 
 
 def test_without_practice_nobody_is_asked():

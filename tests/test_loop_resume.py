@@ -36,11 +36,42 @@ def test_killed_at_any_operation_it_ends_as_an_undisturbed_run(tmp_path, alone, 
                 raise Killed
 
         hook(kill)
+        made = []
         with pytest.raises(Killed):
-            small_loop(directory, alone)
+            small_loop(directory, alone, made)
         hook(lambda operation, path: None)
-        small_loop(directory, alone)
+        small_loop(directory, alone, made)
         assert kept(directory) == clean, trace[n]
+        assert made.count("M1") == 1, trace[n]  # what it was gone on from is there until the record
+
+
+def test_of_what_is_no_more_nothing_is_gone_on_from(tmp_path, alone, hook):
+    """Killed before M2 is recorded; then M1 comes out different."""
+
+    def loop(weight):
+        def checkpoint(unfinished):
+            found.append((unfinished / "training.0.safetensors").exists())
+            (unfinished / "training.0.safetensors").write_bytes(weight)
+            (unfinished / "model").write_bytes(weight)
+
+        found = []
+        with Run.open(tmp_path / "run", {}, alone) as run:
+            for name in ("M1", "M2"):
+                run.directory(name, checkpoint, name)
+        return found
+
+    def kill(operation, path):
+        if path.name == "manifest.json" and (tmp_path / "run/M2").exists():
+            raise Killed
+
+    hook(kill)
+    with pytest.raises(Killed):
+        loop(b"1")
+    hook(lambda operation, path: None)
+    assert (tmp_path / "run/M2/training.0.safetensors").exists()
+    (tmp_path / "run/M1/model").write_bytes(b"damaged")
+    assert loop(b"2") == [False, False]
+    assert {path.name for path in (tmp_path / "run/M2").iterdir()} == {"model"}
 
 
 def test_a_full_disk_at_any_operation_is_an_error_that_the_same_command_mends(

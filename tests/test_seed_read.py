@@ -167,3 +167,19 @@ def test_what_is_measured_is_not_learnt_from(tmp_path, measured, learnt):
         ValueError, match=f"{measured}.jsonl:1: expected .* {learnt}.jsonl:1; remove"
     ):
         read_seed(tmp_path)
+
+
+@pytest.mark.parametrize("measured", ["held_out", "ranked"])
+def test_what_is_measured_chooses_no_checkpoint(tmp_path, measured):
+    seed_directory(tmp_path)
+    row = {"id": "v", "prompt": READERS[measured][1]["prompt"]}
+    (tmp_path / "validation.jsonl").write_bytes(lines({"id": "u", "prompt": "other"}, row))
+    with pytest.raises(ValueError, match=f"{measured}.jsonl:1: .* of validation.jsonl:2; remove"):
+        read_seed(tmp_path)
+
+
+@pytest.mark.parametrize("same", ["Name a fruit. ", "name a fruit.", " Name\na  fruit."])
+def test_case_and_spaces_make_no_other_prompt(tmp_path, same):
+    seed_directory(tmp_path, held_out={"prompt": same})
+    with pytest.raises(ValueError, match="held_out.jsonl:1: .* of ift.jsonl:1; remove"):
+        read_seed(tmp_path)
