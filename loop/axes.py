@@ -48,16 +48,18 @@ def judging(
     ranked: Sequence[Row],
     judgements: Sequence[Row],
     before: Sequence[Row] | None,
+    best: float,
     level: float,
 ) -> Row:
     """The axis of judging: the metrics with their intervals, how the canaries were scored, and
-    by how much the pairwise accuracy exceeds that of the judge before, on the same sets.
+    by how much the pairwise accuracy exceeds that of the judge before, on the same sets. best: the
+    rubric's highest score.
     """
     sets = ranked_sets(ranked, judgements)
-    report: Row = dict(metrics.summary(sets, level=level))
+    report: Row = dict(metrics.summary(sets, level=level, best=best))
     report["canaries"] = canary_scores(ranked[:CANARY_PROMPTS], judgements)
     if before is not None:
-        gain = metrics.difference(sets, ranked_sets(ranked, before), level=level)
+        gain = metrics.difference(sets, ranked_sets(ranked, before), level=level, best=best)
         report["gain_vs_previous"] = gain["pairwise_accuracy"]
         report["gain_vs_previous_ci"] = gain["pairwise_accuracy_ci"]
     return report

@@ -15,9 +15,7 @@ from judge import (
     canary_items,
     compare_in_parts,
     judge_in_parts,
-    metrics,
     ranked_items,
-    ranked_sets,
     scores_in_parts,
 )
 from judge.signs import response_groups, signs
@@ -109,15 +107,12 @@ class Evaluation:
             items = self._beside(answers, before)
             following |= axes.head_to_head("win_rate_vs_previous", compared, items, self.level)
         judged = self._read(before, "eval_judgements.jsonl") if before else None
-        judging = axes.judging(self.ranked, judgements, judged, self.level)
-        if (best := self.rubric.high) != 5:  # which `axes.judging` takes for the best score
-            sets = ranked_sets(self.ranked, judgements)
-            judging |= metrics.summary(sets, level=self.level, best=best)
+        best = self.rubric.high
         return {
             "instruction_following": following,
-            "judging": judging,
+            "judging": axes.judging(self.ranked, judgements, judged, best, self.level),
             "answers": axes.answer_signs(answers, drift, self.level),
-            "scores": axes.score_signs(self.ranked, judgements, self.rubric.high, self.level),
+            "scores": axes.score_signs(self.ranked, judgements, best, self.level),
         }
 
     def _in_units(
