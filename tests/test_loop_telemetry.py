@@ -14,6 +14,7 @@ from loop.models import Models
 from loop.options import parse_arguments, parse_command
 from loop.run import Run
 from loop.settings import Settings
+from seed.read import Seed
 
 HOW = TrainSettings(learning_rate=1e-3, batch_size=1, dropout=0.1)
 EXAMPLES = [(f"Count {i}", f"{i} words.") for i in range(9)]
@@ -56,6 +57,7 @@ def test_train_hands_them_on(tmp_path, monkeypatch):
 
     class Given:
         inputs, model = {}, tmp_path
+        seed = Seed(ift=[], eft=[], ranked=[], held_out=[], eft_ranked=[])
 
     flags = ["--preset", "smoke", "--run", str(tmp_path / "run"), "--profile"]
     assert run_command(lambda *where: Given, Loop, flags) == 2

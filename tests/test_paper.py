@@ -139,7 +139,7 @@ class Watched:
         return path
 
     def sft(self, name, start, examples, how):
-        self.trained.append((name, str(start), examples))
+        self.trained.append((name, str(start), [(one.prompt, one.response) for one in examples]))
 
 
 def one_run(root, alone, monkeypatch, seed, low=1, **judging):
