@@ -52,10 +52,13 @@ def write(path: Path, data: bytes) -> None:
         _sync_directory(path.parent)
 
 
-def require_place(path: Path) -> None:
-    """Raises ValueError where `write` could not put the file `path`: asked before the work is done
-    that `path` is to hold. Leaves nothing behind.
+def require_place(path: Path, source: Path | None = None) -> None:
+    """Raises ValueError where `write` could not put the file `path`, or would put it over the file
+    `source` that it is made of: asked before the work is done that `path` is to hold. Leaves
+    nothing behind.
     """
+    if source and source.exists() and path.exists() and path.samefile(source):
+        raise ValueError(f"{path} is the file that is read: choose another --out")
     if path.is_dir():
         raise ValueError(f"{path} is a directory: name a file in it")
     folder = next(parent for parent in path.absolute().parents if parent.exists())

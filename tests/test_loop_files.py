@@ -82,6 +82,19 @@ def test_where_nothing_can_be_written_is_known_beforehand(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_what_is_read_is_not_written_over(tmp_path):
+    source, other = tmp_path / "in", tmp_path / "other"
+    source.touch()
+    other.touch()
+    (tmp_path / "link").symlink_to(source)
+    for path in (source, tmp_path / ".." / tmp_path.name / "in", tmp_path / "link"):
+        with pytest.raises(ValueError, match="is the file that is read: choose another --out"):
+            files.require_place(path, source)
+    for path in (other, tmp_path / "new"):
+        files.require_place(path, source)
+    files.require_place(tmp_path / "new", tmp_path / "new")  # who reads it says that it is missing
+
+
 def test_bytes_reach_the_disk_before_their_name_and_the_name_before_the_end(tmp_path, hook):
     trace = []
     hook(lambda operation, path: trace.append((operation, path.name)))
