@@ -278,3 +278,12 @@ def test_a_link_is_replaced_and_a_pipe_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="pipe is a device or a pipe, not a file"):
         files.replace_file(pipe, b"ours")
     assert pipe.is_fifo() and len(os.listdir(tmp_path)) == 3
+
+
+def test_of_the_weight_files_there_only_a_checkpoint_s_go(sharded, tmp_path, monkeypatch) -> None:
+    monkeypatch.undo()  # from here on a checkpoint is one file
+    (sharded / "model-backup.safetensors").write_bytes(b"mine")
+    llama.save(tiny_model(), tiny_tokenizer(), sharded)
+    kept = sorted(path.name for path in sharded.glob("model*"))
+    assert kept == ["model-backup.safetensors", "model.safetensors"]
+    assert (sharded / "model-backup.safetensors").read_bytes() == b"mine"
