@@ -33,7 +33,7 @@ from bench.shapes import (
     Workload,
 )
 from llama import LlamaConfig
-from llama.files import replace_file
+from loop.files import require_place, write
 
 SEED = 0
 
@@ -92,6 +92,12 @@ def main(arguments: list[str] | None = None) -> int:
     program, out = (QUICK, given.out) if given.quick else (FULL, given.out or Path("BENCHMARKS.md"))
     if given.only:
         program, out = only(program, given.only), given.out
+    try:
+        if out is not None:
+            require_place(out)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if given.threads:
         torch.set_num_threads(given.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -111,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if out is not None:
         try:
-            replace_file(out, text.encode())
+            write(out, text.encode())
         except OSError as error:
             print(f"error: {out} could not be written: {error}", file=sys.stderr)
             return 2

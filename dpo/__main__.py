@@ -16,6 +16,8 @@ from typing import Any, get_type_hints
 import torch
 
 from dpo import Pair, Row, Telemetry, TrainSettings, forget, train_dpo, train_sft
+from dpo.checkpoint import FILES
+from dpo.reference import FILE
 from dpo.settings import LOSSES, MOMENT_TYPES, RECOMPUTE
 from dpo.telemetry import PROFILE, TENSORBOARD
 from llama import Llama, Tokenizer, encode_example, load_sharded, save
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: dict[str, Any], group: Group) -> None:
     out: Path = given["out"]
     _refuse_a_model(out)
+    _refuse_what_is_not_ours(out)
     rates = SFT_RATES if given["sft"] else DPO_RATES
     chosen = {name: given[name] for name in _OPTIONS if given[name] is not None}
     if "lora_targets" in chosen:
@@ -102,6 +105,16 @@ def _alone(out: Path, group: Group) -> Iterator[None]:
 def _refuse_a_model(out: Path) -> None:
     if (out / "config.json").exists():
         raise ValueError(f"{out} holds a model already: choose another --out")
+
+
+def _refuse_what_is_not_ours(out: Path) -> None:
+    """A training that has not ended left its lock at least; it may lack what it is gone on from."""
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    if names and not names & {lock.NAME, FILE, *FILES}:
+        raise ValueError(
+            f"{out}: expected no directory, an empty one, or a training to go on with; "
+            "choose another --out"
+        )
 
 
 def read_sft(path: Path, model: Llama, tokenizer: Tokenizer) -> list[Row]:
@@ -175,7 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--pairs", type=Path, help="JSONL of id, prompt, chosen, rejected")
     data.add_argument("--sft", type=Path, help="JSONL of id, prompt, response")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the trained model")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where the model goes: a new directory"
+    )
     parser.add_argument("--replay", type=Path, help="DPO: JSONL as for --sft, mixed into each step")
     parser.add_argument(
         "--compile", action="store_true", default=None, help="blocks by torch.compile"

@@ -1,6 +1,6 @@
 """Scores a file of answers.
 
-python -m judge MODEL --in rows.jsonl --out rows.jsonl    rows {id, prompt, response}
+python -m judge MODEL --in answers.jsonl --out judgements.jsonl    rows {id, prompt, response}
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         items = read_rows(given.source, {"id": STRING, "prompt": STRING, "response": STRING})
         group = start()
         if group.is_main:
-            require_place(given.target)
+            require_place(given.target, given.source)
         dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
         model, tokenizer, team = load_replica(given.model, group, dtype, given.sample_tp)
         require_room(items, given.source, rubric, tokenizer, model.config.max_seq_len)

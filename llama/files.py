@@ -33,14 +33,24 @@ def naming(path: str | Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def require_no_device(path: Path) -> None:
+    """Raises ValueError where `path` is a device or a pipe: a file renamed over it would replace
+    it, and not go into it.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is a device or a pipe, not a file: choose another place")
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields the draft's name for the caller to write; when all went well, `path` is that file.
 
     On an error `path` is as it was, and the draft is gone. Raises OSError (no room, no right),
-    naming `path`.
+    naming `path`, and ValueError for a device or a pipe. A link is replaced, not what it points at:
+    a checkpoint may be a folder of links to files that others have too (Hugging Face's cache).
     """
     path = Path(path)
+    require_no_device(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")  # one name: a killed run's draft is overwritten
     try:

@@ -229,9 +229,9 @@ def _write_weights(
 def _write_index(path: Path, where: dict[str, str], like: Mapping[str, Tensor]) -> None:
     """The index, if there are several files; of another checkpoint's files none stays."""
     files = set(where.values())
-    for old in path.glob("model*.safetensors"):
+    for old in (path / SINGLE, *path.glob("model-?????-of-?????.safetensors")):
         if old.name not in files:
-            old.unlink()
+            old.unlink(missing_ok=True)
     if len(files) == 1:
         (path / INDEX).unlink(missing_ok=True)
         return

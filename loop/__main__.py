@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         group = start()
         if given.command != "trace" and given.out and group.is_main:
-            require_place(given.out)
+            require_place(given.out, vars(given).get("prompts"))
         {"compare": compare, "trace": show_pair, "export": export}[given.command](given, group)
         group.stop()
     except (ValueError, OSError) as error:

@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from llama.files import naming
+from llama.files import naming, require_no_device
 
 ASIDE = "telemetry"  # a folder in a finished directory that is no part of the result
 TO_GO_ON = "training.[01].safetensors"  # what an unfinished one is gone on from, no part either
@@ -32,8 +32,11 @@ before: Callable[[str, Path], None] = _nothing
 def write(path: Path, data: bytes) -> None:
     """Makes `path` hold `data`, at once: a temporary neighbour is written, synced, and renamed.
 
-    Raises OSError naming `path` (disk full, no permission, …); then `path` is as it was.
+    Of a link, what it points at. Raises OSError naming `path` (disk full, no permission, …); then
+    `path` is as it was. Raises ValueError for a device or a pipe.
     """
+    require_no_device(path)
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.tmp")
     make_directory(path.parent)
     with naming(path):
@@ -52,13 +55,17 @@ def write(path: Path, data: bytes) -> None:
         _sync_directory(path.parent)
 
 
-def require_place(path: Path) -> None:
-    """Raises ValueError where `write` could not put the file `path`: asked before the work is done
-    that `path` is to hold. Leaves nothing behind.
+def require_place(path: Path, source: Path | None = None) -> None:
+    """Raises ValueError where `write` could not put the file `path`, or would put it over the file
+    `source` that it is made of: asked before the work is done that `path` is to hold. Leaves
+    nothing behind.
     """
+    if source and source.exists() and path.exists() and path.samefile(source):
+        raise ValueError(f"{path} is the file that is read: choose another --out")
     if path.is_dir():
         raise ValueError(f"{path} is a directory: name a file in it")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    require_no_device(path)
+    folder = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
     try:
         tempfile.TemporaryFile(dir=folder).close()  # a read-only disk cannot be told otherwise
     except OSError as error:

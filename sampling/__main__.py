@@ -1,7 +1,7 @@
 """Samples for a file of prompts, or a chat in the terminal.
 
-python -m sampling MODEL --in rows.jsonl --out rows.jsonl    rows {id, prompt}
-python -m sampling MODEL --in rows.jsonl --out rows.jsonl --raw    rows {id, token_ids}
+python -m sampling MODEL --in prompts.jsonl --out samples.jsonl    rows {id, prompt}
+python -m sampling MODEL --in prompts.jsonl --out samples.jsonl --raw    {id, token_ids}
 torchrun --nproc-per-node 8 -m sampling MODEL --in … --out … --sample-tp 4    two replicas on 8 GPUs
 python -m sampling MODEL    a chat: Ctrl-C stops an answer, Ctrl-D leaves
 """
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows, refused = read(given.source, given.raw) if given.source else None, 0
         group = start()
         if given.target and group.is_main:
-            require_place(given.target)
+            require_place(given.target, given.source)
         dtype = torch.bfloat16 if group.device.type == "cuda" else torch.float32
         model, tokenizer, team = load_replica(given.model, group, dtype, given.sample_tp)
         stop = frozenset({tokenizer.eos_id})

@@ -231,10 +231,25 @@ def test_a_row_costs_its_logits_where_it_is_trained_on() -> None:
 
 
 def test_a_file_that_cannot_be_written_is_said_in_a_line(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("bench.__main__.races", lambda program: iter(()))
+    monkeypatch.setattr("bench.__main__.races", None)  # it is said before the first race
     (tmp_path / "file").touch()
-    assert main(["--quick", "--out", str(tmp_path / "file" / "B.md")]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    for out, complaint in (
+        (tmp_path / "file" / "B.md", "B.md: nothing can be written in"),
+        (tmp_path, f"{tmp_path} is a directory: name a file in it"),
+    ):
+        assert main(["--quick", "--out", str(out)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and complaint in line
+
+
+def test_a_disk_that_fills_meanwhile_is_said_in_a_line(tmp_path, capsys, monkeypatch) -> None:
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("bench.__main__.races", lambda program: iter(()))
+    monkeypatch.setattr("bench.__main__.write", full)
+    assert main(["--quick", "--out", str(tmp_path / "B.md")]) == 2
+    assert "B.md could not be written: [Errno 28]" in capsys.readouterr().err
 
 
 def test_grouping_off_is_off_and_then_on_again(monkeypatch) -> None:

@@ -182,6 +182,31 @@ def test_bad_arguments_are_one_line(
         run(model, "--out", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "tokenizer.json", "model-backup.safetensors"])
+def test_a_directory_of_something_else_stays_as_it_is(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    data, out = write(tmp_path / "sft.jsonl", sft_rows()), tmp_path / "out"
+    out.mkdir()
+    (out / name).write_bytes(b"mine")
+    assert run(model, "--sft", data, "--out", out) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {out}: expected no directory") and "another --out" in line
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [(name, b"mine")]
+
+
+def test_a_run_that_was_stopped_before_its_first_save_begins_anew(
+    model: Path, tmp_path: Path
+) -> None:
+    data, out = write(tmp_path / "sft.jsonl", sft_rows()), tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").write_text("1\n")
+    (out / "train.jsonl").write_text("of the stopped run\n")
+    assert run(model, "--sft", data, "--out", out, "--epochs", 1) == 0
+    records = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert len(records) == 2
+
+
 def test_a_launch_that_cannot_work_is_one_line(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ must be refused.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -265,3 +266,24 @@ def test_a_save_cut_short_anywhere_is_never_half_read(saved, monkeypatch) -> Non
         if fates[-1] == "done, whole":
             break
     assert fates == ["failed"] * 27 + ["failed, whole", "done, whole"]  # 7 files, 4 operations each
+
+
+def test_a_link_is_replaced_and_a_pipe_is_refused(tmp_path) -> None:
+    shared, link, pipe = tmp_path / "shared", tmp_path / "link", tmp_path / "pipe"
+    shared.write_bytes(b"of others too")
+    link.symlink_to(shared)
+    files.replace_file(link, b"ours")
+    assert link.read_bytes() == b"ours" and shared.read_bytes() == b"of others too"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="pipe is a device or a pipe, not a file"):
+        files.replace_file(pipe, b"ours")
+    assert pipe.is_fifo() and len(os.listdir(tmp_path)) == 3
+
+
+def test_of_the_weight_files_there_only_a_checkpoint_s_go(sharded, tmp_path, monkeypatch) -> None:
+    monkeypatch.undo()  # from here on a checkpoint is one file
+    (sharded / "model-backup.safetensors").write_bytes(b"mine")
+    llama.save(tiny_model(), tiny_tokenizer(), sharded)
+    kept = sorted(path.name for path in sharded.glob("model*"))
+    assert kept == ["model-backup.safetensors", "model.safetensors"]
+    assert (sharded / "model-backup.safetensors").read_bytes() == b"mine"

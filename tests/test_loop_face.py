@@ -150,6 +150,15 @@ def test_a_target_that_cannot_be_is_told_before_the_work(run, monkeypatch, capsy
         assert capsys.readouterr().err == f"error: {run} is a directory: name a file in it\n"
 
 
+def test_the_questions_are_not_written_over(run, monkeypatch, capsys):
+    monkeypatch.setattr(face, "read_questions", None)
+    questions = f"{run}/config.json"
+    words = ["export", f"{run}/M1", "--to", "mt-bench", "--prompts", questions, "--out", questions]
+    assert main(words) == 2
+    told = f"error: {questions} is the file that is read: choose another --out\n"
+    assert capsys.readouterr().err == told
+
+
 def test_a_config_that_is_none_is_told(run):
     (run / "config.json").write_text('{"settings": 3}')
     with pytest.raises(ValueError, match=r"config.json: not the config.json of a run; give"):

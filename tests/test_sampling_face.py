@@ -119,9 +119,14 @@ def test_a_target_that_cannot_be_is_told_before_the_model_is_read(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr("sampling.__main__.load_replica", None)
-    flags = written(tmp_path / "rows.jsonl", {"id": "a", "prompt": "x"})
+    path = tmp_path / "rows.jsonl"
+    flags = written(path, {"id": "a", "prompt": "x"})
     assert main([checkpoint, *flags, "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path} is a directory: name a file in it\n"
+    before = path.read_bytes()
+    assert main([checkpoint, *flags, "--out", str(path)]) == 2
+    told = f"error: {path} is the file that is read: choose another --out\n"
+    assert capsys.readouterr().err == told and path.read_bytes() == before
 
 
 def test_missing_files_are_one_line(
