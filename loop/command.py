@@ -34,11 +34,14 @@ from loop.settings import MAY_DIFFER, WRITERS, Settings
 from loop.status import standing
 from loop.stop import stoppable
 
+STOPPED = "stopped; what is finished is kept: the same command goes on"
+
 
 def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None = None) -> int:
     """Runs the loop as the flags say; returns the exit code.
 
-    0 done · 1 another rank was lost · 2 a mistake that the user can mend, told in one line.
+    0 done · 1 another rank was lost · 2 a mistake that the user can mend, told in one line ·
+    130 Ctrl-C.
     """
     group: Group | None = None
     try:
@@ -56,6 +59,10 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
             where = f"rank {group.rank}: " if group and not group.is_main else ""
             print(f"error: {where}{error}", file=sys.stderr)
         return 1 if isinstance(error, PeerLost) else 2
+    except KeyboardInterrupt:  # before the loop began, or after it
+        if group is None or group.is_main:
+            print(STOPPED, file=sys.stderr)
+        return 130
     group.stop()
     return 0
 
@@ -77,7 +84,7 @@ def _run(open_start: Open[G], begin: Begin[G], command: Command, group: Group) -
         models = Models(run, settings, group, command.telemetry)
         loop = begin(run, settings, given, models)
         _tell_layout(run, settings, given.model, group)
-        with stoppable(run.say, "stopped; what is finished is kept: the same command goes on"):
+        with stoppable(run.say, STOPPED):
             last = loop.train()
         publish_report(run, last, given.seed)
         run.say(f"complete: everything lies in {run.root}, report.html to begin with")
