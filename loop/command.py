@@ -2,9 +2,11 @@
 of the loop.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
     0 done · 1 another rank was lost · 2 a mistake that the user can mend, told in one line ·
     130 Ctrl-C.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a Latin-1 terminal has no dash for our table
+        sys.stdout.reconfigure(errors="replace")
     group: Group | None = None
     try:
         command = parse_command(sys.argv[1:] if argv is None else argv)
@@ -168,6 +172,7 @@ def publish_report(run: Run, last: int, seed: Prompts) -> Row:
     overlap = prompt_overlap(prompt_sets(run, names, seed), near="IFT")
     report = build_report(evaluations, [asdict(finding) for finding in found], overlap)
     run.publish("report.json", json_bytes(report))
-    run.publish("report.html", render_page(report, f"Self-rewarding run {run.root.name}").encode())
+    name = os.fsencode(run.root.name).decode("utf-8", "replace")  # it may be any bytes
+    run.publish("report.html", render_page(report, f"Self-rewarding run {name}").encode())
     run.say("\n" + render_text(report))
     return report
