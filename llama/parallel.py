@@ -171,8 +171,8 @@ def start(timeout_s: float = 1800.0, layout: Layout = USUAL) -> Group:
     how long a rank waits for another in any collective. Raises ValueError for a launch that cannot
     work, RuntimeError if the ranks do not meet.
     """
-    world_size, local_rank = _environ("WORLD_SIZE", 1), _environ("LOCAL_RANK", 0)
-    machine_ranks = _environ("LOCAL_WORLD_SIZE", world_size)
+    world_size, local_rank = _environ("WORLD_SIZE", 1, 1), _environ("LOCAL_RANK", 0, 0)
+    machine_ranks = _environ("LOCAL_WORLD_SIZE", world_size, 1)
     device = _device(local_rank)
     if world_size == 1:
         return Group(0, 1, device, timeout_s, layout=layout)
@@ -205,10 +205,12 @@ def current() -> Group:
     return _joined or Group(0, 1, torch.device("cpu"), 0.0)
 
 
-def _environ(name: str, default: int) -> int:
+def _environ(name: str, default: int, least: int) -> int:
     text = os.environ.get(name, str(default))
-    if not text.isdecimal():
-        raise ValueError(f"the environment variable {name} must be a whole number, found {text!r}")
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(
+            f"the environment's {name} must be a whole number from {least} on, found {text!r}"
+        )
     return int(text)
 
 

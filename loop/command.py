@@ -2,9 +2,11 @@
 of the loop.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,17 @@ from loop.settings import MAY_DIFFER, WRITERS, Settings
 from loop.status import standing
 from loop.stop import stoppable
 
+STOPPED = "stopped; what is finished is kept: the same command goes on"
+
 
 def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None = None) -> int:
     """Runs the loop as the flags say; returns the exit code.
 
-    0 done · 1 another rank was lost · 2 a mistake that the user can mend, told in one line.
+    0 done · 1 another rank was lost · 2 a mistake that the user can mend, told in one line ·
+    130 Ctrl-C.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a Latin-1 terminal has no dash for our table
+        sys.stdout.reconfigure(errors="replace")
     group: Group | None = None
     try:
         command = parse_command(sys.argv[1:] if argv is None else argv)
@@ -56,6 +63,10 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
             where = f"rank {group.rank}: " if group and not group.is_main else ""
             print(f"error: {where}{error}", file=sys.stderr)
         return 1 if isinstance(error, PeerLost) else 2
+    except KeyboardInterrupt:  # before the loop began, or after it
+        if group is None or group.is_main:
+            print(STOPPED, file=sys.stderr)
+        return 130
     group.stop()
     return 0
 
@@ -77,7 +88,7 @@ def _run(open_start: Open[G], begin: Begin[G], command: Command, group: Group) -
         models = Models(run, settings, group, command.telemetry)
         loop = begin(run, settings, given, models)
         _tell_layout(run, settings, given.model, group)
-        with stoppable(run.say, "stopped; what is finished is kept: the same command goes on"):
+        with stoppable(run.say, STOPPED):
             last = loop.train()
         publish_report(run, last, given.seed)
         run.say(f"complete: everything lies in {run.root}, report.html to begin with")
@@ -161,6 +172,7 @@ def publish_report(run: Run, last: int, seed: Prompts) -> Row:
     overlap = prompt_overlap(prompt_sets(run, names, seed), near="IFT")
     report = build_report(evaluations, [asdict(finding) for finding in found], overlap)
     run.publish("report.json", json_bytes(report))
-    run.publish("report.html", render_page(report, f"Self-rewarding run {run.root.name}").encode())
+    name = os.fsencode(run.root.name).decode("utf-8", "replace")  # it may be any bytes
+    run.publish("report.html", render_page(report, f"Self-rewarding run {name}").encode())
     run.say("\n" + render_text(report))
     return report

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from llama.files import naming, require_no_device
 
 ASIDE = "telemetry"  # a folder in a finished directory that is no part of the result
 TO_GO_ON = "training.[01].safetensors"  # what an unfinished one is gone on from, no part either
+_BLOCK = 1 << 20  # bytes that are hashed between two looks at whether to stop
 JSON = Any  # what `json.loads` returns
 
 
@@ -175,13 +177,15 @@ def names_in(directory: Path) -> list[str]:
     return sorted(path.relative_to(directory).as_posix() for path in paths)
 
 
-def digest(path: Path) -> dict[str, JSON]:
-    """`{"size": bytes, "sha256": hex}` of a file."""
+def digest(path: Path, stop: Event | None = None) -> dict[str, JSON]:
+    """`{"size": bytes, "sha256": hex}` of a file. Where `stop` is set it leaves off at once: then
+    nobody wants the answer.
+    """
+    sha256 = hashlib.sha256()
     with open(path, "rb") as file:
-        return {
-            "size": os.fstat(file.fileno()).st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        while not (stop and stop.is_set()) and (block := file.read(_BLOCK)):
+            sha256.update(block)
+        return {"size": os.fstat(file.fileno()).st_size, "sha256": sha256.hexdigest()}
 
 
 def digests(directory: Path, names: Sequence[str]) -> dict[str, dict[str, JSON] | None]:
@@ -190,9 +194,13 @@ def digests(directory: Path, names: Sequence[str]) -> dict[str, dict[str, JSON] 
     Several threads: hashing releases the interpreter, and a large checkpoint is many files.
     """
     paths = [directory / name for name in names]
+    stop = Event()
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda path: digest(path) if path.is_file() else None, paths)
-        return dict(zip(names, found))
+        try:
+            found = pool.map(lambda path: digest(path, stop) if path.is_file() else None, paths)
+            return dict(zip(names, found))
+        finally:
+            stop.set()  # Ctrl-C: the pool's end waits for its threads
 
 
 def json_bytes(value: JSON) -> bytes:

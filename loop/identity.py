@@ -44,13 +44,15 @@ def take_up(
     different = changes(there, asked, may_change)
     if origin and there.get("origin") != asked["origin"]:
         different.append(f"--from: {_named(there.get('origin'))} → {_named(origin)}")
-    if different and _visible(root) != [CONFIG]:  # else nothing was made yet: it may be changed
+    if different and _made(root):  # else it may be changed
         raise ValueError(
             f"{root}: this run was started with other settings or inputs:\n"
             + "".join(f"  {line}\n" for line in different)
             + f"Put them back, or start another run: --run NEW{_branching(root)}"
         )
     if different:
+        for begun in root.glob("*.unfinished"):
+            files.remove(begun)
         files.write(path, files.json_bytes(asked))
         return []
     if there["settings"] != asked["settings"]:
@@ -72,6 +74,17 @@ def _branching(root: Path) -> str:
     made = [int(path.name[1:]) for path in root.glob("M*") if path.name[1:].isdecimal()]
     last = f"{root}@M{max(made)}" if made else ""
     return f"; or go on from one of its models: --run NEW --from {last}" if made else ""
+
+
+def _made(root: Path) -> bool:
+    """Whether a run made anything. A training that left nothing to go on from did not: it would
+    begin anew anyway.
+    """
+    return any(
+        not name.endswith(".unfinished") or any((root / name).glob(files.TO_GO_ON))
+        for name in _visible(root)
+        if name != CONFIG
+    )
 
 
 def _visible(root: Path) -> list[str]:

@@ -58,7 +58,8 @@ def parse_command(argv: Sequence[str]) -> Command:
     """What a command line asks for.
 
     Raises ValueError for an unknown flag, preset or key and for a value of the wrong type, naming
-    the place, the key, and the nearest key that exists. `--help` prints and leaves.
+    the place, the key, and the nearest key that exists; and for an empty flag, which would else
+    mean what is embedded. `--help` prints and leaves.
     """
     parser = _parser()
     flags, unknown = parser.parse_known_args(argv)
@@ -66,13 +67,18 @@ def parse_command(argv: Sequence[str]) -> Command:
         names = [name for action in parser._actions for name in action.option_strings]
         raise ValueError(f"unknown flag {unknown[0]}{_nearest(unknown[0].split('=')[0], names)}")
     given = vars(flags)
+    for flag in (flag for flag, value in given.items() if value == ""):
+        raise ValueError(
+            f"--{flag.replace('_', '-')} is empty: give it a value (a variable that is not set?), "
+            "or leave the flag out"
+        )
     apart = {flag: given.pop(flag) for flag in IN_SECTIONS}
     if given["iterations"] == PLATEAU:
         given |= {"iterations": UNTIL_PLATEAU, "until_plateau": True}
     status, origin = given.pop("status"), given.pop("from")
     telemetry = Telemetry(given.pop("profile"), given.pop("tensorboard"))
     config_path, assignments = given.pop("config"), given.pop("set")
-    config = read_toml(Path(config_path)) if config_path else {}
+    config = {} if config_path is None else read_toml(Path(config_path))
     preset, file_preset = given.pop("preset"), config.pop("preset", "world")
     path = preset_path(preset or file_preset)
     layers = [(str(path), read_toml(path)), (config_path, config)]

@@ -34,7 +34,8 @@ def open_start(model: str | None, seed_data: str | None) -> Start:
     from seed.world import oracle, tasks
 
     embedded = seed_data is None
-    base, data = Path(model or WORLD / "base"), Path(seed_data or WORLD / "data")
+    base = WORLD / "base" if model is None else Path(model)
+    data = WORLD / "data" if seed_data is None else Path(seed_data)
     seed = read_seed(data)
     measured = [row["prompt"] for row in (*seed.held_out, *seed.ranked)]
     if embedded:  # there a task is known in all its wordings

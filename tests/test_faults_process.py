@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,26 @@ def after(prepare: Callable[[], object], world: Path, run: Path) -> int:
         return run_command(open_start, SelfRewarding, flags(world, run))
 
     return end(forked(work, said=Path(os.path.abspath(run)).with_suffix(".said")))
+
+
+def test_a_terminal_that_cannot_show_every_character_gets_the_table(world, clean, tmp_path) -> None:
+    run = tmp_path / "run"
+
+    def narrow() -> None:
+        sys.stdout.reconfigure(encoding="ascii", errors="strict")
+        sys.stderr.reconfigure(encoding="ascii", errors="backslashreplace")  # as Python has it
+
+    assert after(narrow, world, run) == 0
+    assert differences(left(run), clean) == []
+    said = run.with_suffix(".said").read_text(encoding="ascii")
+    assert "complete: everything lies in" in said
+
+
+def test_a_run_directory_may_have_any_name(world, clean, tmp_path) -> None:
+    run = tmp_path / os.fsdecode(b"run\xff")
+    assert after(lambda: None, world, run) == 0
+    assert differences(left(run), clean) == []
+    assert "<title>Self-rewarding run run\ufffd</title>" in (run / "report.html").read_text("utf-8")
 
 
 def test_a_deleted_working_directory_is_not_needed(world, clean, tmp_path: Path) -> None:

@@ -21,9 +21,19 @@ def test_a_launch_that_cannot_work_says_so(monkeypatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="torchrun"):
         start()
-    monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(ValueError, match="WORLD_SIZE must be a whole number, found 'two'"):
-        start()
+    for name, value, least in (
+        ("WORLD_SIZE", "two", 1),
+        ("WORLD_SIZE", "0", 1),
+        ("LOCAL_WORLD_SIZE", "0", 1),
+        ("LOCAL_RANK", "-1", 0),
+    ):
+        with monkeypatch.context() as only:
+            only.setenv(name, value)
+            with pytest.raises(
+                ValueError,
+                match=f" {name} must be a whole number from {least} on, found '{value}'",
+            ):
+                start()
 
 
 def test_machines_with_unequal_ranks_are_refused(monkeypatch) -> None:

@@ -7,7 +7,7 @@ from tiny_llama import tiny_model, tiny_tokenizer
 
 import llama
 from loop.command import run_command
-from loop.options import parse_arguments
+from loop.options import parse_arguments, parse_command
 from loop.rubric import check_rubric
 from loop.settings import Choice, Judging, Settings
 from seed.read import Seed
@@ -34,6 +34,14 @@ def test_an_impossible_setting_is_refused(flags: list[str], said: str) -> None:
         parse_arguments(flags)
     assert said in str(caught.value)
     assert parse_arguments(["--set", "prompts.similarity=1.0"]).prompts.similarity == 1
+
+
+@pytest.mark.parametrize(
+    "flag", ["--model", "--seed-data", "--config", "--prompt-model", "--run", "--preset", "--from"]
+)
+def test_an_empty_flag_is_refused_and_not_taken_for_the_embedded_world(flag: str) -> None:
+    with pytest.raises(ValueError, match=f"^{flag} is empty: .* leave the flag out"):
+        parse_command([flag, ""])
 
 
 def started(directory: Path, *scores: float) -> Start:

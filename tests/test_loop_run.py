@@ -57,6 +57,28 @@ def test_a_run_in_which_nothing_was_made_takes_other_settings(tmp_path, alone):
         Run.open(tmp_path, SETTINGS, alone)
 
 
+def test_a_training_that_failed_before_its_first_save_leaves_the_settings_free(tmp_path, alone):
+    unfinished = tmp_path / "M1.unfinished"
+    begun = unfinished / "train.jsonl"
+
+    def fails(out: Path) -> None:
+        (out / "train.jsonl").write_text("{}")
+        raise ValueError("ift.jsonl:3: too long")
+
+    for number in range(2):  # mended, and run again
+        inputs = {"here": ROOT / ("setup.py", "Makefile")[number]}
+        with Run.open(tmp_path, {"seed": number}, alone, inputs=inputs) as run:
+            assert not unfinished.exists()
+            with pytest.raises(ValueError, match="too long"):
+                run.directory("M1", fails, "M1")
+    Run.open(tmp_path, {"seed": 1}, alone, inputs=inputs).close()
+    assert begun.exists()  # the same run: nothing is touched
+    (unfinished / "training.1.safetensors").write_bytes(b"frozen")
+    with pytest.raises(ValueError, match="other settings"):
+        Run.open(tmp_path, SETTINGS, alone)
+    assert begun.exists()
+
+
 def test_other_settings_are_refused_with_the_difference_and_a_remedy(tmp_path, alone):
     small_loop(tmp_path, alone)
     other = {"seed": 1, "sft": {"epochs": 1.0, "sizes": (1, 3), "clip": 2}}

@@ -3,12 +3,15 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from loop.command import run_command
 from loop.stop import stoppable
 
+ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import time
 from loop.stop import stoppable
@@ -23,7 +26,7 @@ with stoppable(print, "the same command goes on"):
 def test_a_signal_ends_the_process_with_its_code_and_a_word(number, code):
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -43,3 +46,35 @@ def test_other_ends_are_left_alone_and_the_handlers_given_back():
     with stoppable(said.append, "go on"):
         pass
     assert said == [] and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_before_the_first_step_is_a_line_and_its_exit_code_too(tmp_path, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    assert run_command(interrupted, interrupted, ["--run", str(tmp_path / "run")]) == 130
+    said = "stopped; what is finished is kept: the same command goes on\n"
+    assert capsys.readouterr().err == said
+
+
+def test_ctrl_c_while_inputs_are_hashed_does_not_wait_for_the_hash(tmp_path):
+    model, run = tmp_path / "model", tmp_path / "run"
+    model.mkdir()
+    with open(model / "large.safetensors", "wb") as file:
+        file.truncate(1 << 38)  # a hole: it takes no room, and minutes to hash
+    with subprocess.Popen(
+        [sys.executable, "train.py", "--preset", "smoke", "--model", model, "--run", run],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            while not run.exists() and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(0.5)  # by now it hashes
+            process.send_signal(signal.SIGINT)
+            complained = process.communicate(timeout=15)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert complained == "stopped; what is finished is kept: the same command goes on\n"
