@@ -11,7 +11,7 @@ from pathlib import Path
 
 from controls.ablations import ABLATIONS
 from controls.arms import ARMS, Arm
-from controls.results import render_ablations, render_results
+from controls.results import T_975, render_ablations, render_results
 from llama.parallel import Group, start
 from loop.files import read_json, write
 from loop.models import Models
@@ -47,7 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m controls", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/controls"), help="(%(default)s)")
-    parser.add_argument("--seeds", type=int, default=5, help="how many (%(default)s)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=5,
+        choices=range(1, len(T_975) + 2),
+        metavar="N",
+        help=f"how many, 1 to {len(T_975) + 1} (%(default)s)",
+    )
     labels = ", ".join(_begin())
     parser.add_argument(
         "--only", action="append", default=[], metavar="LABEL", help=f"beside the loop: {labels}"
@@ -55,7 +62,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="(RESULTS.md; in --out for --only)")
     parser.add_argument("--preset", default="world", help="(%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    for assignment in given.set:
+        if assignment.partition("=")[0] in ("seed", "run"):  # they would be all seeds' own
+            parser.error(f"--set {assignment}: each seed has its own; choose --seeds and --out")
+    return given
 
 
 def _begin() -> dict[str, Begin]:

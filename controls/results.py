@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 
 from loop.rows import Row
 
+Value = float | None  # None: unknown
 AXES = (
     ("instruction_following", "truth_perfect", "Instruction following: all five points, sampled"),
     ("instruction_following", "greedy_perfect", "Instruction following: all five points, greedy"),
@@ -23,6 +24,7 @@ AXES = (
 )
 # Student's t at 97.5 %, by degrees of freedom
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+UNKNOWN = "–"  # a judge without one readable score
 HEAD = """# Results
 
 What `make controls` wrote: the loop and its controls on the embedded world, {seeds} seeds, the same
@@ -82,30 +84,34 @@ def render_ablations(runs: Sequence[dict[str, list[Row]]]) -> str:
         for axis, key, _ in ABLATION_AXES:
             ours = [_last(run[arm], axis, key) for run in runs]
             theirs = [_last(run[loop], axis, key) for run in runs]
-            change = [a - b for a, b in zip(ours, theirs)]
+            change = [_minus(a, b) for a, b in zip(ours, theirs)]
             cells += [interval(ours), "" if arm == loop else interval(change, "+.3f")]
         made = zip(*([model["pairs"] for model in run[arm][:-1]] for run in runs))
-        cells.append(" → ".join(f"{fmean(counts):.0f}" for counts in made))
+        cells.append(" → ".join(_mean(counts, ".0f") for counts in made))
         tokens = [_last(run[arm], "instruction_following", "mean_tokens") for run in runs]
-        lines.append(_line([*cells, f"{fmean(tokens):.1f}"]))
+        lines.append(_line([*cells, _mean(tokens, ".1f")]))
     head_text = ABLATION_HEAD.format(seeds=len(runs))
     return "\n".join([head_text, *lines]) + "\n"
 
 
-def _last(models: Sequence[Row], axis: str, key: str) -> float:
+def _last(models: Sequence[Row], axis: str, key: str) -> Value:
     """A measure of the last model."""
-    value: float = models[-1][axis][key]
+    value: Value = models[-1][axis][key]
     return value
 
 
-def _cells(arm: Sequence[Sequence[float]], loop: Sequence[Sequence[float]]) -> list[str]:
+def _minus(a: Value, b: Value) -> Value:
+    return None if a is None or b is None else a - b
+
+
+def _cells(arm: Sequence[Sequence[Value]], loop: Sequence[Sequence[Value]]) -> list[str]:
     """An arm's row of a table, from the values of M1 … MN, seed by seed, and the loop's."""
     models = [interval(values) for values in zip(*arm)]
-    gains = [[b - a for a, b in pairwise(seed)] for seed in arm]
-    whole = [seed[-1] - seed[0] for seed in arm]
+    gains = [[_minus(b, a) for a, b in pairwise(seed)] for seed in arm]
+    whole = [_minus(seed[-1], seed[0]) for seed in arm]
     steps = [interval(gain, "+.3f") for gain in zip(*gains)] if len(models) > 2 else []
-    ahead = [ours[-1] - theirs[-1] for ours, theirs in zip(loop, arm)]
-    each = ", ".join(f"{gain:+.3f}" for gain in whole)
+    ahead = [_minus(ours[-1], theirs[-1]) for ours, theirs in zip(loop, arm)]
+    each = ", ".join(_mean([gain], "+.3f") for gain in whole)
     return [
         *models,
         *steps,
@@ -119,10 +125,17 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def interval(values: Sequence[float], form: str = ".3f") -> str:
-    """`0.447 [0.401, 0.493]`: mean and 95 % interval; for one value the mean alone."""
-    mean = fmean(values)
-    if len(values) < 2:
-        return format(mean, form)
-    half = T_975[len(values) - 1] * stdev(values) / sqrt(len(values))
+def _mean(values: Sequence[Value], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return format(fmean(known), form) if len(known) == len(values) else UNKNOWN
+
+
+def interval(values: Sequence[Value], form: str = ".3f") -> str:
+    """`0.447 [0.401, 0.493]`: mean and 95 % interval; for one value the mean alone; where a seed's
+    value is unknown, `–`: the others alone would be another sample.
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < max(2, len(values)):
+        return _mean(values, form)
+    mean, half = fmean(known), T_975[len(known) - 1] * stdev(known) / sqrt(len(known))
     return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]"

@@ -32,6 +32,7 @@ from seed.rows import STRING, read_rows, refuse
 # The paper's settings, where they are not TrainSettings' own
 SFT_RATES = {"learning_rate": 5.5e-6, "min_learning_rate": 1.1e-6}
 DPO_RATES = {"learning_rate": 1e-6, "min_learning_rate": 1e-7}
+DPO_ALONE = ("loss", "beta", "flipped", "gamma", "nll_weight", "replay", "replay_weight")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(given: dict[str, Any], group: Group) -> None:
     out: Path = given["out"]
+    _check(given)
     _refuse_a_model(out)
     _refuse_what_is_not_ours(out)
     rates = SFT_RATES if given["sft"] else DPO_RATES
@@ -82,6 +84,16 @@ def _run(given: dict[str, Any], group: Group) -> None:
         train(seed=given["seed"], group=group, directory=out, telemetry=telemetry)
         save(model, tokenizer, out)
         forget(out, group)
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Raises ValueError for a seed that there is not, and for what would have no effect."""
+    if given["seed"] < 0:
+        raise ValueError(f"--seed must be at least 0, found {given['seed']}")
+    idle = [name for name in DPO_ALONE if given[name] is not None]
+    if given["sft"] and idle:
+        flag = f"--{idle[0].replace('_', '-')}"
+        raise ValueError(f"{flag} means nothing with --sft; leave it out, or give --pairs")
 
 
 @contextmanager

@@ -96,9 +96,9 @@ def _head(head: str, name: str) -> dict[str, Any]:
 
 
 def read_template(path: Path) -> str:
-    """A template file's text without the newline that ends its last line."""
+    """A template file's text without the newline that ends its last line, and without a BOM."""
     try:
-        return path.read_text(encoding="utf-8").removesuffix("\n")
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from error
     except OSError as error:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -69,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
             changes = [word for change in given.set for word in ("--set", change)]
             changes += ["--preset", given.preset]
             for line in plan(given.model, given.gpus, as_bytes(given.gpu_memory), changes):
-                print(line)
+                print(line, flush=True)
+    except BrokenPipeError:  # `| head`: who reads has seen enough; nor may Python flush at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

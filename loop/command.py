@@ -21,6 +21,7 @@ from llama.weights import read_checkpoint
 from loop.account import Prompts, prompt_sets, read_evaluation, read_seconds
 from loop.driven import Begin, G, Open
 from loop.files import json_bytes
+from loop.fit import check_rubric, check_shown
 from loop.health import findings
 from loop.identity import CONFIG
 from loop.memory import advice, in_a_line, least_memory, needs, team_size, width
@@ -30,7 +31,6 @@ from loop.overlap import prompt_overlap
 from loop.page import render_page
 from loop.report import build_report, render_text
 from loop.rows import Row
-from loop.rubric import check_rubric
 from loop.run import Run
 from loop.settings import MAY_DIFFER, WRITERS, Settings
 from loop.status import standing
@@ -81,6 +81,7 @@ def _run(open_start: Open[G], begin: Begin[G], command: Command, group: Group) -
     check_writer(settings)
     given = open_start(settings.model, settings.seed_data)
     check_rubric(settings, given)
+    check_shown(settings, given)
     inputs, identity = {**given.inputs, **named_inputs(settings)}, settings.identity()
     kind: dict[str, Any] = {"inputs": inputs, "may_change": MAY_DIFFER, "origin": command.origin}
     with Run.open(settings.run, identity, group, **kind) as run:

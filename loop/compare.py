@@ -6,7 +6,7 @@ from itertools import combinations
 from judge import Complete, compare_responses, compare_scores, load_rubric
 from loop import axes
 from loop.axes import GREEDY
-from loop.finished import FinishedRun
+from loop.finished import ANSWERS, FinishedRun
 from loop.rows import Row, Rows
 
 WAYS = ("pairwise", "scores", "truth")
@@ -46,8 +46,16 @@ def judged(run: FinishedRun, ours: str, theirs: str, compare: Compare) -> tuple[
 def by_truth(run: FinishedRun, ours: str, theirs: str) -> tuple[Row, list[Row]]:
     """Which of the k-th sampled answers of both has more points, where a program gave points."""
     first, second = run.answers(ours), run.answers(theirs)
-    if first[0]["points"] is None:
+    if any(row.get("points") is None for row in (*first, *second)):
         raise ValueError(f"{run.root}: no program knows the truth of its answers; --by scores")
+    known = {row["id"] for row in second}
+    if missing := [
+        row["id"] for row in first if row["mode"] == axes.SAMPLED and row["id"] not in known
+    ]:
+        raise ValueError(
+            f"{run.root / theirs / ANSWERS}: lacks the answer {missing[0]!r}, which {ours} gave; "
+            "the run's own command makes what is damaged again"
+        )
     duels = axes.true_duels(first, second)
     outcomes = {worth: name for name, worth in axes.WORTH.items()}
     rows = [{"id": name, "outcome": outcomes[worth]} for name, worth, _ in duels]

@@ -5,15 +5,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loop.files import read_json, read_jsonl
+from loop.files import read_json
 from loop.identity import CONFIG
 from loop.models import BASELINE
 from loop.options import build
 from loop.rows import Row
 from loop.settings import Settings
 from seed.read import read_held_out
+from seed.rows import STRING, Kind, read_rows
 
 ANSWERS = "eval_answers.jsonl"
+_FIELDS = {
+    **dict.fromkeys(("id", "prompt_id", "mode", "text"), STRING),
+    "k": Kind("a whole number", lambda value: type(value) is int),
+}
+_POINTS = Kind(
+    "an object of numbers, or null",
+    lambda value: (
+        value is None
+        or (isinstance(value, dict) and all(isinstance(n, int | float) for n in value.values()))
+    ),
+)
 
 
 class FinishedRun:
@@ -33,12 +45,12 @@ class FinishedRun:
         return sorted(known, key=lambda name: (name != BASELINE, len(name), name))
 
     def answers(self, name: str) -> list[Row]:
-        """A model's answers to the held-out prompts."""
+        """A model's answers to the held-out prompts. Raises ValueError naming a damaged file."""
         path = self.root / name / ANSWERS
         if not path.is_file():
             known = ", ".join(self.models()) or "none"
             raise ValueError(f"{path}: no such file; evaluated in this run: {known}")
-        return read_jsonl(path.read_bytes())
+        return read_rows(path, _FIELDS, {"points": _POINTS})
 
     def prompts(self) -> list[Row]:
         """The held-out prompts that were answered."""

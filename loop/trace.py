@@ -2,32 +2,51 @@
 of a run; what is not there is not shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from judge import mean_score
-from loop.files import read_jsonl
 from loop.rows import Row, Rows
+from seed.rows import STRING, Kind, read_rows
 
+T = TypeVar("T")
 INDENT = "      "
+_TEXTS = Kind(
+    "a list of strings",
+    lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+)
+_FLAG = Kind("true or false", lambda value: type(value) is bool)
+_WHOLE = Kind("a whole number", lambda value: type(value) is int)
+_SCORE = Kind("a number or null", lambda value: value is None or type(value) in (int, float))
+_FIELDS = {  # what is read of each file's rows
+    "pairs": dict.fromkeys(("id", "prompt", "chosen_id", "rejected_id"), STRING),
+    "responses": {**dict.fromkeys(("id", "prompt_id", "text"), STRING), "finished": _FLAG},
+    "prompts": {"id": STRING, "prompt": STRING, "demonstrations": _TEXTS},
+    "judgements": {
+        **dict.fromkeys(("id", "response_id", "text"), STRING),
+        "k": _WHOLE,
+        "score": _SCORE,
+    },
+}
 
 
 def trace(directory: Path, pair: str) -> str:
     """How the pair of that id in `directory`/pairs.jsonl came about, M_t's directory of a run.
 
-    Raises ValueError if there is no such file or no such pair.
+    Raises ValueError if there is no such pair, and for a file that is not there or is damaged.
     """
-    pairs = _rows(directory / "pairs.jsonl")
+    pairs, responses, rows, judgements = (_rows(directory, name) for name in _FIELDS)
     found = next((row for row in pairs if row["id"] == pair), None)
     if found is None:
         some = ", ".join(row["id"] for row in pairs[:5])
         raise ValueError(f"{directory / 'pairs.jsonl'}: no pair {pair!r}; it holds {some}, …")
-    responses = _rows(directory / "responses.jsonl")
-    prompt_id = next(row["prompt_id"] for row in responses if row["id"] == found["chosen_id"])
-    prompts = {row["id"]: row for row in _rows(directory / "prompts.jsonl")}
-    judgements = _rows(directory / "judgements.jsonl")
+    prompt_of = {row["id"]: row["prompt_id"] for row in responses}
+    prompts = {row["id"]: row for row in rows}
+    prompt_id = _found(prompt_of, found["chosen_id"], directory / "responses.jsonl")
+    demonstrations = _found(prompts, prompt_id, directory / "prompts.jsonl")["demonstrations"]
     lines = [f"prompt {prompt_id}: {found['prompt']}", "  written after the manner of"]
-    for name in prompts[prompt_id]["demonstrations"]:
+    for name in demonstrations:
         lines.append(f"    {name}: {prompts[name]['prompt'] if name in prompts else '(seed)'}")
     for row in responses:
         if row["prompt_id"] == prompt_id:
@@ -53,7 +72,19 @@ def _text(text: str) -> list[str]:
     return [f"{INDENT}{line}" for line in text.splitlines()]
 
 
-def _rows(path: Path) -> Rows:
+def _found(by_id: Mapping[str, T], name: str, path: Path) -> T:
+    if name not in by_id:
+        raise ValueError(
+            f"{path}: lacks {name!r}, of which the pair was made; "
+            "the run's own command makes what is damaged again"
+        )
+    return by_id[name]
+
+
+def _rows(directory: Path, name: str) -> Rows:
+    path = directory / f"{name}.jsonl"
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; name a model that made pairs: RUN/M1")
-    return read_jsonl(path.read_bytes())
+    if not path.stat().st_size:
+        return []
+    return read_rows(path, _FIELDS[name])

@@ -17,6 +17,7 @@ from llama.fused import fused
 from sampling.nucleus import Sums, first_kept, least_kept
 
 DAMAGED = "the model's logits hold NaN or infinity: its weights are damaged"
+COLDEST = 2.0**-126  # the smallest normal float32: 0 divided by less may be NaN
 CACHED = 2**18  # logits that a CPU works on at once: few enough to stay in its cache
 
 
@@ -80,11 +81,12 @@ def draw(logits_BV: Tensor, u_B: Tensor, temperature: float, top_p: float) -> Te
 
     The distribution is softmax(logits / temperature), cut to the smallest set of most probable
     tokens whose mass reaches top_p (Holtzman et al. 2020); tokens exactly as probable as the last
-    of them stay too. Temperature 0 is the most probable token, whatever top_p says.
+    of them stay too. Temperature 0, or below COLDEST, is the most probable token, whatever top_p
+    says.
 
     u_B: float64 in (0, 1). For rows that `are_numbers`.
     """
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits_BV.argmax(dim=-1)
     highest_B1 = logits_BV.amax(dim=-1, keepdim=True)
 

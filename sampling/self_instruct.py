@@ -103,7 +103,7 @@ def write_round(
     is asked for one, under the chat template. The sieve knows the seed prompts and those made
     already; it learns the new ones. Rows, counts and errors as in `write_prompts`.
     """
-    shown = _fit_to_show(seed_prompts, sieve, n_seed + n_made)
+    shown = fit_to_show(seed_prompts, sieve, n_seed + n_made)
     draws = [random.Random(f"{seed}/{number}/{index}") for index in range(round_size)]
     shows = [demonstrations(shown, made, n_seed, n_made, draw) for draw in draws]
     ids = [f"r{number}.{index}" for index in range(round_size)]
@@ -179,11 +179,13 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _fit_to_show(seed_prompts: Sequence[Row], sieve: Sieve, needed: int) -> list[Row]:
+def fit_to_show(seed_prompts: Sequence[Row], sieve: Sieve, needed: int) -> list[Row]:
+    """The seed prompts that may be shown. Raises ValueError if they are fewer than `needed`."""
     fit = [row for row in seed_prompts if sieve.unfit(row["prompt"]) is None]
     if len(fit) < needed:
         raise ValueError(
             f"{len(fit)} of {len(seed_prompts)} seed prompts pass the filters for length and "
-            f"keywords, but {needed} are shown at a time; give more or loosen the filters"
+            f"keywords, but {needed} are shown at a time; show fewer, give more "
+            "or loosen the filters"
         )
     return fit

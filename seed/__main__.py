@@ -15,7 +15,7 @@ from loop.files import json_bytes, jsonl_bytes, write
 from seed.build import PRESETS, Sizes, split
 from seed.items import Item, without_repeats
 from seed.report import build_report, render_report
-from seed.sources import Source, read_source
+from seed.sources import Source, read_source, stem
 
 SIZES = {
     "ift": "best answers to learn from",
@@ -46,8 +46,9 @@ def _make(given: argparse.Namespace) -> str:
         raise ValueError(f"{out}: expected no directory, or an empty one; choose another --out")
     asked = {name: getattr(given, name) for name in SIZES if getattr(given, name) is not None}
     sizes: Sizes = replace(PRESETS[given.preset], **asked)
-    sources = [read_source(path, given.language) for path in given.sources]
-    items = without_repeats(_joined(sources))
+    names = _names(given.sources)
+    sources = [read_source(path, given.language, name) for path, name in zip(given.sources, names)]
+    items = without_repeats(_joined(given.sources, sources))
     files = split(items, sizes, given.seed)
     how = {"language": given.language, "seed": given.seed, "sizes": asdict(sizes)}
     report = build_report(sources, items, files) | {"settings": how}
@@ -58,17 +59,24 @@ def _make(given: argparse.Namespace) -> str:
     return render_report(report)
 
 
-def _joined(sources: Sequence[Source]) -> list[Item]:
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What the rows without ids of each file are called after: a/x.jsonl x, b/x.jsonl x.2, …"""
+    stems = [stem(path) for path in paths]
+    before = [stems[:place].count(name) for place, name in enumerate(stems)]
+    return [f"{name}.{count + 1}" if count else name for name, count in zip(stems, before)]
+
+
+def _joined(paths: Sequence[Path], sources: Sequence[Source]) -> list[Item]:
     """The items of all sources. Raises ValueError for an id that two of them have."""
-    home: dict[str, str] = {}
-    for source in sources:
+    home: dict[str, Path] = {}
+    for path, source in zip(paths, sources):
         for item in source.items:
             if item.id in home:
                 raise ValueError(
-                    f"{source.file}: expected ids that {home[item.id]} has not, found {item.id!r}; "
+                    f"{path}: expected ids that {home[item.id]} has not, found {item.id!r}; "
                     "give one of the rows another id"
                 )
-        home |= {item.id: source.file for item in source.items}
+        home |= {item.id: path for item in source.items}
     return [item for source in sources for item in source.items]
 
 

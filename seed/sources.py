@@ -39,26 +39,35 @@ class Source:
     later_turns: int = 0  # messages that neither begin a conversation nor answer its first
 
 
-def read_source(path: Path, language: str) -> Source:
-    """A file of seed material. Raises ValueError, with file and line, for one that is not."""
+def read_source(path: Path, language: str, name: str | None = None) -> Source:
+    """A file of seed material. Raises ValueError, with file and line, for one that is not.
+
+    name: what a row without an id is called after, with its line; None: `stem`.
+    """
+    name = stem(path) if name is None else name
     _, first = next(objects(path))
     if isinstance(first.get("prompt"), dict):
         return Source(path.name, "Open Assistant trees", *read_trees(path, language))
     if "message_id" in first:
         return Source(path.name, "Open Assistant messages", *read_messages(path, language))
-    for name, (kind, fields, optional, item) in _KINDS.items():
-        if name in first:
-            return Source(path.name, kind, _read(path, fields, optional, item))
+    for field, (kind, fields, optional, item) in _KINDS.items():
+        if field in first:
+            return Source(path.name, kind, _read(path, name, fields, optional, item))
     known = "message_tree_id and prompt, message_id, instruction, chosen, or prompt"
     found = short(", ".join(first))
     refuse(path, 1, f"expected one of the fields {known}, found {found}", "see seed/sources.py")
 
 
-def _read(path: Path, fields: Fields, optional: Fields, item: MakeItem) -> list[Item]:
+def stem(path: Path) -> str:
+    """A file's name up to its first dot."""
+    return path.name.split(".")[0]
+
+
+def _read(path: Path, source: str, fields: Fields, optional: Fields, item: MakeItem) -> list[Item]:
     ids, items = Ids(path), []
     for line, row in objects(path):
         check(path, line, row, fields, {"id": TEXT, **optional})
-        name = row.get("id", f"{path.name.split('.')[0]}-{line}")
+        name = row.get("id", f"{source}-{line}")
         ids.add(line, name)
         items.append(item(name, row))
     return items

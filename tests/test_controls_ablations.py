@@ -7,7 +7,7 @@ import pytest
 from controls.__main__ import ABLATION_SEEDS, _chosen, _rendered, main
 from controls.ablations import ABLATIONS, MultipleChoice, NoEft, ReferenceM1
 from controls.arms import ARMS
-from controls.results import render_ablations
+from controls.results import render_ablations, render_results
 from controls.shared import Shared
 from loop.options import parse_arguments
 from loop.run import Run
@@ -46,6 +46,16 @@ def test_labels_are_their_own():
 def test_an_unknown_label_is_told(capsys):
     assert main(["--only", "K=9"]) == 2
     assert "--only K=9: expected one of loop, random pairs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--seeds", "0"], ["--seeds", "11"], ["--set", "seed=7"], ["--set", "run='x'"]]
+)
+def test_seeds_that_make_no_interval_are_refused(monkeypatch, capsys, flags):
+    monkeypatch.setattr("controls.__main__.start", lambda: pytest.fail("it began"))
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    assert " ".join(flags[:1]) in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("label", BY_LABEL)
@@ -145,6 +155,15 @@ def evaluation(value, pairs):
     following = {"truth_perfect": value, "greedy_perfect": value, "mean_tokens": 10 * value}
     judging = {"pairwise_accuracy": value, "kendall": value}
     return {"instruction_following": following, "judging": judging, "pairs": pairs}
+
+
+def test_what_no_judge_could_say_is_shown_as_unknown():
+    silent = whole(0.5) | {"judging": dict.fromkeys(whole(0.5)["judging"])}
+    loop = [whole(0.1), whole(0.2), whole(0.5)]
+    runs = [{"loop": loop, "K=1": [*loop[:2], silent]}, {"loop": loop, "K=1": loop}]
+    assert "| – | – | 8 → 8 | 5.0 |" in render_ablations(runs)
+    spearman = render_results(runs).split("Spearman")[1]
+    assert "| – | +0.100 [+0.100, +0.100] | – | – | –, +0.400 | – |" in spearman
 
 
 def test_the_table_takes_differences_within_a_seed():

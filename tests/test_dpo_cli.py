@@ -161,6 +161,7 @@ def test_bad_arguments_are_one_line(
 ) -> None:
     data = write(tmp_path / "pairs.jsonl", pair_rows())
     there = ("--pairs", data, "--out", model)
+    sft = ("--sft", write(tmp_path / "sft.jsonl", sft_rows()), "--out", tmp_path / "out")
     out = ("--pairs", data, "--out", tmp_path / "out")
     for arguments, complaint in (
         (there, "holds a model already"),
@@ -169,6 +170,10 @@ def test_bad_arguments_are_one_line(
         ((*out, "--gamma", 0.5), "gamma means nothing with loss dpo"),
         ((*out, "--replay", data), "--replay and --replay-weight go together"),
         ((*out, "--replay-weight", 1), "--replay and --replay-weight go together"),
+        ((*out, "--seed", -1), "--seed must be at least 0, found -1"),
+        ((*sft, "--loss", "ipo", "--beta", 7), "--loss means nothing with --sft"),
+        ((*sft, "--nll-weight", 0), "--nll-weight means nothing with --sft"),
+        ((*sft, "--replay", data, "--replay-weight", 1), "--replay means nothing with --sft"),
         (("--pairs", tmp_path / "none.jsonl", "--out", tmp_path / "out"), "none.jsonl"),
     ):
         assert run(model, *arguments) == 2

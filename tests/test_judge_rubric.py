@@ -51,6 +51,12 @@ def test_every_prompt_file_is_known() -> None:
 HEADED = "score: Rating: [[{score}]]\nscale: 1 to 10\n---\n{prompt} / {response}"
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text(HEADED, encoding="utf-8-sig")
+    assert (load_rubric(file).high, load_rubric(file).render("a", "b")) == (10, "a / b")
+
+
 def test_a_file_may_say_its_pattern_and_its_scale(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(HEADED)

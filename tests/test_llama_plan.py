@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -295,3 +298,13 @@ def test_the_face_tells_each_phase(capsys, tmp_path) -> None:
     ):
         assert main(["plan", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake() -> None:
+    """`python -m llama plan --model 7B | head -1`"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "llama", "plan", "--model", "7B"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")

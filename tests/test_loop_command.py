@@ -1,5 +1,6 @@
 """What is impossible is told in one line, before anything is trained."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,9 @@ from tiny_llama import tiny_model, tiny_tokenizer
 
 import llama
 from loop.command import run_command
+from loop.fit import check_rubric, check_shown
 from loop.options import parse_arguments, parse_command
-from loop.rubric import check_rubric
-from loop.settings import Choice, Judging, Settings
+from loop.settings import Choice, Judging, Prompts, Settings
 from seed.read import Seed
 from seed.start import Start
 
@@ -93,3 +94,17 @@ def test_a_run_is_refused_before_it_begins(tmp_path: Path, capsys) -> None:
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path}/eft.jsonl:1: ") and len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_more_demonstrations_than_the_seed_has_are_refused(tmp_path: Path, capsys) -> None:
+    given = started(tmp_path)
+    given.seed.ift.extend({"id": f"i{n}", "prompt": "Name a fruit."} for n in range(3))
+    given.seed.ift.append({"id": "long", "prompt": "word " * 200})
+    check_shown(Settings(prompts=Prompts(n_seed=2, n_made=1)), given)
+    many = Settings(prompts=Prompts(n_seed=3, n_made=1))
+    with pytest.raises(ValueError, match=r"ift.jsonl: prompts.n_seed=3 .* 3 of 4 .* show fewer"):
+        check_shown(many, given)
+    check_shown(replace(many, iterations=1), given)
+    flags = ["--preset", "smoke", "--run", str(tmp_path / "run"), "--set", "prompts.n_seed=1000"]
+    assert run_command(lambda *_: given, lambda *_: pytest.fail("it was begun"), flags) == 2
+    assert "prompts.n_seed=1000" in capsys.readouterr().err

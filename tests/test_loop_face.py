@@ -33,7 +33,9 @@ def answers(name, points):
         for k in range(2)
     ]  # fmt: skip
     greedy = [row for row in rows if row["k"] == 0]
-    return rows + [row | {"mode": "greedy", "text": TEXTS[name]} for row in greedy]
+    return rows + [
+        row | {"id": f"{row['id']}.greedy", "mode": "greedy", "text": TEXTS[name]} for row in greedy
+    ]
 
 
 @pytest.fixture
@@ -163,6 +165,25 @@ def test_a_config_that_is_none_is_told(run):
     (run / "config.json").write_text('{"settings": 3}')
     with pytest.raises(ValueError, match=r"config.json: not the config.json of a run; give"):
         FinishedRun(run)
+
+
+@pytest.mark.parametrize("damage", ["half a line", "empty", "no mode", "one answer", "one truth"])
+def test_damaged_answers_are_one_line_that_names_them(run, damage, capsys):
+    path, rows = run / "M1" / "eval_answers.jsonl", answers("M1", True)
+    whole = jsonl_bytes(rows)
+    untold = [rows[0] | {"points": None}, *rows[1:]]
+    path.write_bytes(
+        {
+            "half a line": whole[:-9],
+            "empty": b"",
+            "no mode": whole.replace(b"mode", b"made"),
+            "one answer": jsonl_bytes(rows[1:]),
+            "one truth": jsonl_bytes(untold),
+        }[damage]
+    )
+    assert main(["compare", str(run), "M2", "M1", "--by", "truth"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"error: {run if damage == 'one truth' else path}:" in line
 
 
 def test_without_a_truth_there_is_nothing_to_compare_by_it(run, capsys):

@@ -57,7 +57,8 @@ def test_train_hands_them_on(tmp_path, monkeypatch):
 
     class Given:
         inputs, model = {}, tmp_path
-        seed = Seed(ift=[], eft=[], ranked=[], held_out=[], eft_ranked=[])
+        ift = [{"prompt": f"Name {n} trees."} for n in range(8)]
+        seed = Seed(ift=ift, eft=[], ranked=[], held_out=[], eft_ranked=[])
 
     flags = ["--preset", "smoke", "--run", str(tmp_path / "run"), "--profile"]
     assert run_command(lambda *where: Given, Loop, flags) == 2

@@ -72,6 +72,20 @@ def test_what_is_not_there_is_told(directory):
         trace(directory, "r0.1")
 
 
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("damage", ["half a line", "empty", "no id", "none of it"])
+def test_a_damaged_file_is_one_line_that_names_it(directory, name, damage, capsys):
+    path = directory / f"{name}.jsonl"
+    whole = path.read_bytes()
+    left = {"half a line": whole[:-9], "empty": b"", "no id": whole.replace(b'"id"', b'"di"')}
+    path.write_bytes(left.get(damage, b"".join(whole.splitlines(True)[:1])))
+    if name == "judgements" and damage in ("empty", "none of it"):
+        return  # an answer may have none
+    assert main(["trace", str(directory), "r1.2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}:")
+
+
 def test_the_face_prints_it(directory, capsys):
     assert main(["trace", str(directory), "r0.1"]) == 0
     assert capsys.readouterr().out.startswith("prompt r0.1: Sing.\n")

@@ -84,6 +84,13 @@ def test_temperature_0_is_the_likeliest_whatever_top_p_and_u() -> None:
         assert torch.equal(choose(logits, grid(200), 0.0, top_p), logits.argmax(dim=-1))
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-46, 1e-40, 1e-38, 2e-38])
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+def test_a_temperature_that_float32_cannot_hold_is_as_good_as_0(temperature, top_p) -> None:
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
+    assert choose(logits, grid(5), temperature, top_p).equal(logits.argmax(dim=-1))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_logits_that_are_no_numbers_raise(bad: float, temperature: float) -> None:

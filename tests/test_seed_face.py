@@ -151,6 +151,17 @@ def test_sources_of_several_kinds_are_put_together(tmp_path):
     assert any(row["id"].startswith("alpaca-") for row in ift)
 
 
+def test_rows_without_ids_may_come_of_files_with_one_name(tmp_path):
+    paths = [tmp_path / folder / "data.jsonl" for folder in ("a", "b", "c")]
+    for path in paths:
+        path.parent.mkdir()
+        rows_in(path, *({"prompt": f"{path.parent.name}{n}", "response": "r"} for n in range(4)))
+    report = made(tmp_path / "seed", TREES, *paths)
+    assert report["prompts"]["read"] == 30 + 12
+    ids = {row["id"].rpartition("-")[0] for row in read_ift(tmp_path / "seed" / "ift.jsonl")}
+    assert ids >= {"data", "data.2", "data.3"}
+
+
 def test_without_ranked_answers_to_spare_there_is_no_such_file(tmp_path):
     plain = rows_in(
         tmp_path / "plain.jsonl",
@@ -180,7 +191,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, capsys):
         ([TREES], full, SMALL, "full: expected no directory, or an empty one; choose another"),
         ([TREES], new, (), "held_out: 256 asked for, 24 left in these sources; add a source"),
         ([TREES], new, (*SMALL, "--ift", "0"), "ift must be at least 1, found 0"),
-        ([twice, other], new, SMALL, "other.jsonl: expected ids that twice.jsonl has not, found"),
+        ([twice, other], new, SMALL, f"{other}: expected ids that {twice} has not, found 'x'"),
         ([broken], new, SMALL, "broken.jsonl:2: expected 'prompt' to be a string, found 3; mend"),
         ([tmp_path / "none"], new, SMALL, "none: cannot be read (No such file or directory)"),
         ([tmp_path], new, SMALL, "cannot be read (Is a directory)"),

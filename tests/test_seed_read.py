@@ -102,7 +102,7 @@ def test_a_mistyped_field_is_refused(refusal, name, changed, said):
 
 def test_a_score_is_on_the_scale_of_whatever_rubric(refusal, tmp_path):
     path = tmp_path / "rows.jsonl"
-    for score in (10, -1, 10**400):  # `loop.rubric` knows which are its own
+    for score in (10, -1, 10**400):  # `loop.fit` knows which are its own
         path.write_bytes(lines(EFT | {"score": score}))
         assert read_eft(path)[0]["score"] == score
     huge = lines(EFT).replace(b"4.5", b"1e999")

@@ -11,6 +11,7 @@ import pytest
 from llama import Tokenizer
 from seed.read import read_seed
 from seed.start import WORLD, open_start
+from seed.world.__main__ import main
 from seed.world.corpus import KINDS, document
 from seed.world.oracle import CRITERIA, points, truth
 from seed.world.people import check_answer, slip_rates, write_answer, write_with
@@ -157,6 +158,25 @@ def test_the_shipped_seed_data_are_what_the_code_makes(tmp_path):
     write_seeds(tmp_path)
     for path in sorted(tmp_path.iterdir()):
         assert path.read_bytes() == (WORLD / "data" / path.name).read_bytes(), path.name
+
+
+def test_the_face_writes_over_nothing_and_tells_it_in_one_line(tmp_path, capsys):
+    file, own, new = tmp_path / "file", tmp_path / "own", tmp_path / "new"
+    own.mkdir()
+    for path in (file, own / "ift.jsonl"):
+        path.write_text("mine\n")
+    for words, said in (
+        (["data", file], f"error: {file} is no directory: choose another place"),
+        (["base", file], f"error: {file} is no directory: choose another place"),
+        (["data", own], f"error: {own}/ift.jsonl exists: choose another directory"),
+    ):
+        assert main([*map(str, words)]) == 2
+        assert capsys.readouterr().err == f"{said}\n"
+    with pytest.raises(SystemExit, match="2"):
+        main(["base", str(new), "--documents", "0"])
+    assert "--documents 0: it must be 1 or more" in capsys.readouterr().err and not new.exists()
+    assert [path.read_text() for path in own.iterdir()] == ["mine\n"]
+    assert main(["data", str(new)]) == 0 and len(list(new.glob("*.jsonl"))) == 7
 
 
 def test_seeds_and_measures_share_no_task():

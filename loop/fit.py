@@ -1,5 +1,5 @@
-"""Whether a run's rubric fits its seed's judgements and its judges' tokenizers: found before
-anything is trained. Knows no step of the loop.
+"""Whether a run's settings fit its seed: the rubric its judgements (and its judges' tokenizers),
+the demonstrations its prompts. Found before anything is trained. Knows no step of the loop.
 """
 
 from pathlib import Path
@@ -9,6 +9,8 @@ from llama.weights import open_tokenizer, read_checkpoint
 from loop.driven import Given
 from loop.settings import Settings
 from sampling.complete import last_tokens
+from sampling.self_instruct import fit_to_show, one_line
+from sampling.sieve import Sieve
 from seed.rows import refuse, short
 
 
@@ -26,6 +28,23 @@ def check_rubric(settings: Settings, given: Given) -> None:
         _check_endings(given.model, rubric)
         if settings.choice.by == "judge" and settings.choice.judge != "current":
             _check_endings(Path(settings.choice.judge), rubric)
+
+
+def check_shown(settings: Settings, given: Given) -> None:
+    """Raises ValueError where the writer of prompts is to be shown more of the seed's than there
+    are that pass the filters. M1 alone writes none.
+    """
+    how, ift = settings.prompts, given.seed.ift
+    if settings.iterations < 2:
+        return
+    sieve = Sieve(**how.filters | {"similarity": None})  # it costs time, and leaves none unshown
+    for row in ift:
+        sieve.keep(one_line(row["prompt"]))
+    try:
+        fit_to_show(ift, sieve, how.n_seed + how.n_made)
+    except ValueError as error:
+        shown = f"prompts.n_seed={how.n_seed} and prompts.n_made={how.n_made}"
+        raise ValueError(f"{given.inputs['seed'] / 'ift.jsonl'}: {shown}: {error}") from None
 
 
 def _check_endings(model: Path, rubric: Rubric) -> None:
