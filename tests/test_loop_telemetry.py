@@ -46,6 +46,9 @@ def test_the_flags_change_no_setting():
         parse_arguments(["--profile"])
 
 
+IFT = [{"prompt": f"Name {n} trees."} for n in range(8)]
+
+
 def test_train_hands_them_on(tmp_path, monkeypatch):
     """As far as the models of a run that has no steps."""
     begun = []
@@ -57,8 +60,7 @@ def test_train_hands_them_on(tmp_path, monkeypatch):
 
     class Given:
         inputs, model = {}, tmp_path
-        ift = [{"prompt": f"Name {n} trees."} for n in range(8)]
-        seed = Seed(ift=ift, eft=[], ranked=[], held_out=[], eft_ranked=[])
+        seed = Seed(ift=IFT, eft=[], ranked=[], held_out=[], eft_ranked=[])
 
     flags = ["--preset", "smoke", "--run", str(tmp_path / "run"), "--profile"]
     assert run_command(lambda *where: Given, Loop, flags) == 2
