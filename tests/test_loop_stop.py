@@ -57,13 +57,21 @@ def test_ctrl_c_before_the_first_step_is_a_line_and_its_exit_code_too(tmp_path, 
     assert capsys.readouterr().err == said
 
 
+# train.py, where Ctrl-C is heard: what a shell runs in the background ignores it, these tests too
+HEARING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
 def test_ctrl_c_while_inputs_are_hashed_does_not_wait_for_the_hash(tmp_path):
     model, run = tmp_path / "model", tmp_path / "run"
     model.mkdir()
     with open(model / "large.safetensors", "wb") as file:
         file.truncate(1 << 38)  # a hole: it takes no room, and minutes to hash
     with subprocess.Popen(
-        [sys.executable, "train.py", "--preset", "smoke", "--model", model, "--run", run],
+        [sys.executable, "-c", HEARING, "--preset", "smoke", "--model", model, "--run", run],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
