@@ -144,7 +144,7 @@ class Meta:
 
     prompts: int = 0  # an iteration, each with its most disputed answer; 0: no Meta-Rewarding
     iterations: int = 2  # the first ones, which have judgement pairs beside the answer pairs
-    template: str = "meta"  # additive, additive_short, multiple_choice (judge/prompts), or a file
+    template: str = "meta"  # a name in judge/prompts, or a file
     practice: bool = False  # learn it from people's ranks: with judging.practice, as many rounds
     max_new_tokens: int = 512
 
