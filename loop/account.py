@@ -11,15 +11,18 @@ from loop.run import Run
 PARTS = {"own_scores": "own_scores.json", "progress": "progress.json"}  # each may be missing
 
 
-def read_evaluation(run: Run, name: str) -> Row:
-    """`eval.json`; beside it how the model scored its own answers (`own_scores`, once a successor
-    was taught by them), how it finds itself beside its predecessor (`progress`, in a run
-    until-plateau), and what its stages counted (`counts`).
+def read_measured(run: Run, name: str) -> Row:
+    """`eval.json`; beside it how the model finds itself beside its predecessor (`progress`, in a
+    run until-plateau): all that is known before it has taught the next one.
     """
-    evaluation: Row = read_json(run.read(f"{name}/eval.json"))
-    for part, file in PARTS.items():
-        if run.has(f"{name}/{file}"):
-            evaluation[part] = read_json(run.read(f"{name}/{file}"))
+    return read_json(run.read(f"{name}/eval.json")) | _part(run, name, "progress")
+
+
+def read_evaluation(run: Run, name: str) -> Row:
+    """What was measured of a model; beside it how it scored its own answers (`own_scores`, once a
+    successor was taught by them), and what its stages counted (`counts`).
+    """
+    evaluation = read_measured(run, name) | _part(run, name, "own_scores")
     finished = [stage for stage in run.stages(name) if run.has(f"{name}/{stage}")]
     counts = {stage: run.counts(f"{name}/{stage}") for stage in finished}
     return evaluation | {"counts": {stage: found for stage, found in counts.items() if found}}
@@ -55,6 +58,12 @@ def read_seconds(run: Run, name: str) -> dict[str, float]:
         seconds["training"] += run.seconds(f"{name}.steps")
         seconds["choosing"] = run.seconds(f"{name}.choice/choice.json")
     return seconds
+
+
+def _part(run: Run, name: str, part: str) -> Row:
+    """One more thing that is known of a model, by its name; nothing where it was not made."""
+    path = f"{name}/{PARTS[part]}"
+    return {part: read_json(run.read(path))} if run.has(path) else {}
 
 
 def _rows(run: Run, path: str) -> list[Row]:

@@ -20,7 +20,7 @@ from judge import (
 )
 from judge.signs import response_groups, signs
 from loop import axes, health
-from loop.account import PARTS, read_evaluation
+from loop.account import PARTS, read_evaluation, read_measured
 from loop.axes import CANARY_PROMPTS, GREEDY, SAMPLED
 from loop.files import read_jsonl
 from loop.models import BASELINE, Models
@@ -32,8 +32,6 @@ from seed.read import Seed
 
 Truth = Callable[[str, str], Mapping[str, bool] | None]  # the criteria that a response meets
 Asked = tuple[str, Row]  # in which mode, and a prompt
-
-TAUGHT = ("own_scores", "counts")  # known of a model once it has taught the next
 
 
 class Evaluation:
@@ -216,9 +214,9 @@ class Evaluation:
         if name == BASELINE:
             return
         self._measured.append(name)
-        evaluations = {name: read_evaluation(self.run, name) for name in self._measured}
-        for later in TAUGHT:  # in a run that is taken up again it may lie there already
-            evaluations[name].pop(later, None)
+        *before_it, _ = self._measured
+        evaluations = {name: read_evaluation(self.run, name) for name in before_it}
+        evaluations[name] = read_measured(self.run, name)  # a run taken up again may know more
         found = health.findings(evaluations)
         for finding in found:
             if finding not in self._said:

@@ -119,6 +119,21 @@ def test_every_part_of_an_evaluation_is_written(tmp_path, alone):
     assert own["full_score"] == 0.5 and not (tmp_path / "M2/own_scores.json").exists()
 
 
+def test_what_is_gone_or_damaged_of_an_evaluation_is_made_again(tmp_path, alone, capsys):
+    def measured():
+        return measuring(tmp_path, alone, {"M1": Fake(3), "M2": Fake(4), "M3": Fake(5)})[0]
+
+    first = measured()
+    files = [file for file in sorted(tmp_path.glob("M*/*")) if file.suffix != ".safetensors"]
+    bytes_of = {file: file.read_bytes() for file in files}
+    assert tmp_path / "M1/own_scores.json" in files
+    for file in files:
+        for bad in (None, bytes_of[file][:-3]):
+            file.unlink() if bad is None else file.write_bytes(bad)
+            assert measured() == first and {f: f.read_bytes() for f in files} == bytes_of, file
+            assert f"{file}: " in capsys.readouterr().out
+
+
 def test_the_best_score_is_that_of_the_rubric(tmp_path, alone):
     found, *_ = measuring(tmp_path / "to 4", alone, {"M1": Fake(3)}, high=4.0)
     judging = found["M1"]["judging"]
