@@ -133,7 +133,9 @@ def opened(path: Path, group: Group, asked: int | None) -> tuple[Llama, Tokenize
 
 
 def answered(given: argparse.Namespace, questions: Rows, group: Group) -> Rows:
-    """The questions with the model's `answers`, turn after turn of each dialog."""
+    """The questions with the model's `answers`, turn after turn of each dialog; an empty one, and a
+    line that says so, where the dialog so far fills the context.
+    """
     if given.to == ALPACA_EVAL and (long := [q for q in questions if len(q["turns"]) > 1]):
         raise ValueError(
             f"{given.prompts}: question {long[0]['id']!r} has {len(long[0]['turns'])} turns, "
@@ -158,8 +160,10 @@ def answered(given: argparse.Namespace, questions: Rows, group: Group) -> Rows:
             shown=group.is_main,
         )
         for place, (sample,) in zip(going, samples):
-            if sample.refused:
-                raise ValueError(f"{given.prompts}: {questions[place]['id']!r}: {sample.refused}")
+            if sample.refused and group.is_main:
+                name = questions[place]["id"]
+                why = f"{sample.refused}; answer {turn + 1} is empty"
+                print(f"refused: {given.prompts}: {name!r}: {why}", file=sys.stderr)
             said = tokenizer.decode(sample.token_ids).strip()
             dialogs[place].append({"role": "assistant", "content": said})
     return [_with_answers(row, dialog) for row, dialog in zip(questions, dialogs)]

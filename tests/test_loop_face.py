@@ -218,6 +218,26 @@ def test_questions_are_answered_turn_after_turn(tmp_path, capsys):
     assert "question 81 has 2 turns" in capsys.readouterr().err
 
 
+def test_a_question_that_fills_the_context_is_named_and_the_others_are_answered(tmp_path, capsys):
+    llama.save(tiny_model(), tiny_tokenizer(), tmp_path / "model")
+    file, out = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
+    turns = {"short": ["Count."], "first": ["long " * 300, "And?"], "then": ["Hm?", "long " * 300]}
+    file.write_bytes(jsonl_bytes({"id": name, "turns": said} for name, said in turns.items()))
+    flags = ["--to", "mt-bench", "--prompts", str(file), "--max-new-tokens", "6"]
+    assert main(["export", str(tmp_path / "model"), *flags, "--out", str(out)]) == 0
+    rows = map(json.loads, out.read_text().splitlines())
+    said = {row["question_id"]: row["choices"][0]["turns"] for row in rows}
+    assert {name: [bool(text) for text in said[name]] for name in turns} == {
+        "short": [True], "first": [False, False], "then": [True, False]
+    }  # fmt: skip
+    refused = [line for line in capsys.readouterr().err.splitlines() if "refused" in line]
+    assert [(line.split()[2], line[-17:]) for line in refused] == [
+        ("'first':", "answer 1 is empty"), ("'first':", "answer 2 is empty"),
+        ("'then':", "answer 2 is empty"),
+    ]  # fmt: skip
+    assert all(f"refused: {file}: " in line and "of 256;" in line for line in refused)
+
+
 def greedy(model, tokenizer, ids, most):
     import torch
 
