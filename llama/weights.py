@@ -20,6 +20,7 @@ from llama.lora import Lora, added_to, attach, merged, plain_state, silence
 from llama.meta import read_meta
 from llama.model import Llama
 from llama.parallel import Group, full_tensor, local_part, local_rows, shard
+from llama.shortage import out_of_memory
 from llama.stored import Part
 from llama.team import Team, TeamLlama
 from llama.tokenizer import Tokenizer
@@ -53,7 +54,7 @@ def load(
     """
     checkpoint = read_checkpoint(path)
     tokenizer = open_tokenizer(checkpoint)
-    model = unfilled(checkpoint.config).to(dtype).to_empty(device=device)
+    model = _with_room(unfilled(checkpoint.config).to(dtype), device)
     _fill(model, checkpoint.weights)
     return model.eval(), tokenizer
 
@@ -76,7 +77,7 @@ def load_sharded(
     if lora:
         attach(model, lora)
     shard(model, group, dtype)
-    model.to_empty(device=group.home)
+    _with_room(model, group.home)
     _fill(model, checkpoint.weights)
     return model.eval(), tokenizer
 
@@ -109,10 +110,23 @@ def replicate(trained: Llama, team: Team, dtype: torch.dtype = torch.float32) ->
 def _in_parts(config: LlamaConfig, team: Team, dtype: torch.dtype) -> Llama:
     """This rank's part of a model, without its weights; the whole of it in a team of one."""
     if team.size == 1:
-        return unfilled(config).to(dtype).to_empty(device=team.group.device)
+        return _with_room(unfilled(config).to(dtype), team.group.device)
     with torch.device("meta"):
         model = TeamLlama(config, team).to(dtype)
-    return model.to_empty(device=team.group.device)
+    return _with_room(model, team.group.device)
+
+
+def _with_room(model: Llama, device: str | torch.device) -> Llama:
+    """Itself, with memory for its weights. Raises ValueError if there is not so much."""
+    try:
+        return model.to_empty(device=device)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(
+            f"the weights of a model of {model.config.parameter_count:,} do not fit in the memory "
+            f"of {device}; `python -m llama plan --model DIR` says what each phase takes"
+        ) from error
 
 
 def _part_of(model: Llama) -> Callable[[str, Tensor], Part]:

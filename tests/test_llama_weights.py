@@ -8,6 +8,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from tiny_llama import GROUPED, same_weights, tiny_model, tiny_tokenizer
 import llama
 from llama import files, huggingface
 from llama.config import LlamaConfig
+from llama.parallel import start
+from llama.team import join
+from llama.weights import replicate
 
 TIED = replace(GROUPED, tie_embeddings=True)
 MULTI_HEAD = replace(GROUPED, n_kv_heads=4)
@@ -189,6 +193,27 @@ def test_a_huge_model_is_refused_before_it_is_allocated(saved) -> None:
     (saved / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="has shape"):
         llama.load(saved)
+
+
+@pytest.mark.parametrize("how", ["whole", "cut", "to sample", "to train"])
+def test_a_model_for_which_there_is_no_memory_is_refused_in_a_line(saved, monkeypatch, how) -> None:
+    def more_than_there_is(self: llama.Llama, device: torch.device) -> torch.Tensor:
+        return torch.empty(2**60, device=device)
+
+    group = start()
+    ways = {
+        "whole": lambda: llama.load(saved),
+        "cut": lambda: llama.load_split(saved, join(group, 1)),
+        "to sample": lambda: replicate(tiny_model(), join(group, 1)),
+        "to train": lambda: llama.load_sharded(saved, group),
+    }
+    monkeypatch.setattr(llama.Llama, "to_empty", more_than_there_is)
+    with pytest.raises(ValueError, match=r"of \d+,\d+ do not fit in the memory of cpu; .* plan "):
+        ways[how]()
+    other = RuntimeError("another mistake")
+    monkeypatch.setattr(llama.Llama, "to_empty", Mock(side_effect=other))
+    with pytest.raises(RuntimeError, match="another mistake"):
+        ways[how]()
 
 
 @pytest.mark.parametrize(
