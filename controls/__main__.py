@@ -13,6 +13,7 @@ from controls.ablations import ABLATIONS
 from controls.arms import ARMS, Arm
 from controls.results import T_975, render_ablations, render_results
 from llama.parallel import Group, start
+from loop.command import STOPPED, fitting_start
 from loop.files import read_json, write
 from loop.models import Models
 from loop.options import parse_arguments
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # between the runs
+        print(STOPPED, file=sys.stderr)
+        return 130
     return 0
 
 
@@ -97,10 +101,10 @@ def run_seed(
     for assignment in given.set:
         flags += ["--set", assignment]
     settings = parse_arguments(flags)
-    start_of = open_start(settings.model, settings.seed_data)
+    start_of, inputs = fitting_start(open_start, settings)
     evaluations: dict[str, list[Row]] = {}
-    opened = Run.open(settings.run, settings.identity(), group, inputs=start_of.inputs)
-    with opened as run, stoppable(run.say, "stopped; the same command goes on"):
+    opened = Run.open(settings.run, settings.identity(), group, inputs=inputs)
+    with opened as run, stoppable(run.say, STOPPED):
         for label, begin in chosen.items():
             if seed >= ABLATION_SEEDS and label in {each.label for each in ABLATIONS}:
                 continue

@@ -76,6 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        begun = "; remove what was written, and run it again" if given.command == "convert" else ""
+        print(f"stopped{begun}", file=sys.stderr)
+        return 130
     return 0
 
 

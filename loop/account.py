@@ -15,7 +15,8 @@ def read_measured(run: Run, name: str) -> Row:
     """`eval.json`; beside it how the model finds itself beside its predecessor (`progress`, in a
     run until-plateau): all that is known before it has taught the next one.
     """
-    return read_json(run.read(f"{name}/eval.json")) | _part(run, name, "progress")
+    evaluation: Row = read_json(run.read(f"{name}/eval.json"))
+    return evaluation | _part(run, name, "progress")
 
 
 def read_evaluation(run: Run, name: str) -> Row:

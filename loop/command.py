@@ -78,13 +78,9 @@ def _is_for_the_user(error: Exception) -> bool:
 
 def _run(open_start: Open[G], begin: Begin[G], command: Command, group: Group) -> None:
     settings = command.settings
-    check_writer(settings)
-    given = open_start(settings.model, settings.seed_data)
-    check_rubric(settings, given)
-    check_shown(settings, given)
-    inputs, identity = {**given.inputs, **named_inputs(settings)}, settings.identity()
+    given, inputs = fitting_start(open_start, settings)
     kind: dict[str, Any] = {"inputs": inputs, "may_change": MAY_DIFFER, "origin": command.origin}
-    with Run.open(settings.run, identity, group, **kind) as run:
+    with Run.open(settings.run, settings.identity(), group, **kind) as run:
         check_shared(run.root, group)
         models = Models(run, settings, group, command.telemetry)
         loop = begin(run, settings, given, models)
@@ -93,6 +89,17 @@ def _run(open_start: Open[G], begin: Begin[G], command: Command, group: Group) -
             last = loop.train()
         publish_report(run, last, given.seed)
         run.say(f"complete: everything lies in {run.root}, report.html to begin with")
+
+
+def fitting_start(open_start: Open[G], settings: Settings) -> tuple[G, dict[str, Path]]:
+    """What a run starts from, and where all of it lies. Raises ValueError where the settings do not
+    fit it.
+    """
+    check_writer(settings)
+    given = open_start(settings.model, settings.seed_data)
+    check_rubric(settings, given)
+    check_shown(settings, given)
+    return given, {**given.inputs, **named_inputs(settings)}
 
 
 def check_shared(root: Path, group: Group) -> None:

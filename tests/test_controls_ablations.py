@@ -1,6 +1,7 @@
 """An ablation is the loop with one choice made otherwise, and shares the rest of M1's work."""
 
 from dataclasses import fields, replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -56,6 +57,20 @@ def test_seeds_that_make_no_interval_are_refused(monkeypatch, capsys, flags):
     with pytest.raises(SystemExit, match="2"):
         main(flags)
     assert " ".join(flags[:1]) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_settings_that_do_not_fit_the_seed_are_refused_before_anything_is_made(tmp_path, capsys):
+    flags = ["--preset", "smoke", "--out", str(tmp_path), "--set", "prompts.n_seed=1000"]
+    assert main(flags) == 2
+    assert "ift.jsonl: prompts.n_seed=1000" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_between_the_runs_is_told_in_a_line(monkeypatch, capsys):
+    monkeypatch.setattr("controls.__main__.start", Mock(side_effect=KeyboardInterrupt))
+    assert main([]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "stopped; what is finished is kept: the same command goes on"
 
 
 @pytest.mark.parametrize("label", BY_LABEL)

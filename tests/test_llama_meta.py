@@ -206,3 +206,20 @@ def test_convert_reports_errors_and_overwrites_nothing(saved, tmp_path, capsys) 
     assert main(["convert", str(saved), str(tmp_path / "file" / "x"), "--to", "hf"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and str(tmp_path / "file" / "x") in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["convert", "M", "out", "--to", "hf"], "stopped; remove what was written, and run it"),
+        (["plan", "--model", "M"], "stopped"),
+    ],
+)
+def test_ctrl_c_is_a_line_and_its_own_code(monkeypatch, capsys, flags, said) -> None:
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llama.__main__.read_checkpoint", interrupted)
+    assert main(flags) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
