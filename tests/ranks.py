@@ -17,16 +17,18 @@ def run_ranks(
     limit_s: float = 60.0,
     machines: int = 1,
 ) -> list[int | None]:
-    """Calls `work(*arguments)` in `world_size` fresh processes, each with the environment that
+    """Calls `work(*arguments)` in `world_size` new processes, each with the environment that
     torchrun gives it on one of `machines`; returns exit codes.
 
+    They are forked by one that has imported torch, which takes seconds, and done nothing else.
     `work` must be importable (a module's function). Whoever is still running after `limit_s` is
     killed: code -9.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed.fsdp"])
     here = world_size // machines
     places = [(rank, rank % here, world_size, here, port) for rank in range(world_size)]
     processes = [

@@ -10,17 +10,12 @@ from pathlib import Path
 
 import pytest
 from ranks import run_ranks
+from smallest_run import SMALLEST
 
 from llama.parallel import start
 from loop.command import check_shared
 
 ROOT = Path(__file__).parent.parent
-SMALLEST = ["--preset", "smoke", "--iterations", "2"]
-for assignment in (
-    "prompts.count=16", "sft.epochs=4", "dpo.epochs=4", "dpo.max_steps=3", "dpo.batch_size=8",
-    "evaluation.instructions=6", "evaluation.ranked=3",
-):  # fmt: skip
-    SMALLEST += ["--set", assignment]
 
 
 def begin(*launcher: str, run: Path, how: tuple[str, ...] = ()) -> subprocess.Popen:
