@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def is_a_face(path: Path) -> bool:
     return path.name == "__main__.py" or path.parent == Path("seed/world")
 
 
-def imported(path: Path, source: str) -> set[str]:
+@cache
+def imported(path: Path, source: str) -> frozenset[str]:
     """Every dotted name that a source may import, with all packages above it."""
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -67,7 +69,7 @@ def imported(path: Path, source: str) -> set[str]:
             found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Constant) and str(node.value).startswith("seed.world"):
             found.add(node.value)  # import_module("seed.world…")
-    return {name.rsplit(".", n)[0] for name in found for n in range(name.count(".") + 1)}
+    return frozenset(name.rsplit(".", n)[0] for name in found for n in range(name.count(".") + 1))
 
 
 def reached(start: str, sources: Mapping[Path, str]) -> set[str]:
