@@ -6,8 +6,9 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-# One thread a test process: two processes with two threads each only get in each other's way.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+# One thread a test process: two processes with two threads each only get in each other's way. Tests
+# of one file stay together as long as both have some left, so that what they share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: install run test lint bench bench-gpu controls soak base clean
 

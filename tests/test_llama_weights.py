@@ -197,9 +197,6 @@ def test_a_huge_model_is_refused_before_it_is_allocated(saved) -> None:
 
 @pytest.mark.parametrize("how", ["whole", "cut", "to sample", "to train"])
 def test_a_model_for_which_there_is_no_memory_is_refused_in_a_line(saved, monkeypatch, how) -> None:
-    def more_than_there_is(self: llama.Llama, device: torch.device) -> torch.Tensor:
-        return torch.empty(2**60, device=device)
-
     group = start()
     ways = {
         "whole": lambda: llama.load(saved),
@@ -207,7 +204,8 @@ def test_a_model_for_which_there_is_no_memory_is_refused_in_a_line(saved, monkey
         "to sample": lambda: replicate(tiny_model(), join(group, 1)),
         "to train": lambda: llama.load_sharded(saved, group),
     }
-    monkeypatch.setattr(llama.Llama, "to_empty", more_than_there_is)
+    # raised by hand: glibc answers a real one by another arena, for the rest of the process
+    monkeypatch.setattr(llama.Llama, "to_empty", Mock(side_effect=torch.OutOfMemoryError("cuda")))
     with pytest.raises(ValueError, match=r"of \d+,\d+ do not fit in the memory of cpu; .* plan "):
         ways[how]()
     other = RuntimeError("another mistake")
