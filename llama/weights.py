@@ -124,8 +124,8 @@ def _with_room(model: Llama, device: str | torch.device) -> Llama:
         if not out_of_memory(error):
             raise
         raise ValueError(
-            f"the weights of a model of {model.config.parameter_count:,} do not fit in the memory "
-            f"of {device}; `python -m llama plan --model DIR` says what each phase takes"
+            f"the model's {model.config.parameter_count:,} weights do not fit in the memory of "
+            f"{device}; `python -m llama plan --model DIR` says what each phase takes"
         ) from error
 
 
