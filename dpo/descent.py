@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -36,7 +36,7 @@ from dpo.telemetry import FOLDER, NOTHING, Telemetry
 from llama.children import one_thread
 from llama.model import Llama
 from llama.parallel import Group, sync_copies
-from llama.shortage import out_of_memory
+from llama.shortage import naming_shortage
 
 BETAS = (0.9, 0.95)  # Adam's, as Llama 2 was trained
 MAX_SKIPS = 5  # steps in a row without a finite loss and gradient
@@ -152,7 +152,7 @@ class Descent:
         """One update of the weights, or none if loss or gradient is not finite; its record."""
         rate, profile = self.settings.learning_rate_at(step, self.steps), self.profile
         phase = self.group.phase(f"training step {step}")
-        with phase, self._naming_memory(step), profile.step():
+        with phase, self._naming_shortage(step), profile.step():
             with profile.phase("communication"):  # what is left of it beside the part's own phases
                 shares = self._added_up(accumulate(step))
             with profile.phase("optimizer"):
@@ -249,18 +249,12 @@ class Descent:
         load_training(frozen.file, self.model, self.optimizer, frozen.state["updates"])
         return Progress(**frozen.state["progress"])
 
-    @contextmanager
-    def _naming_memory(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise ValueError(
-                f"training step {step} does not fit in memory: lower micro_tokens (now "
-                f"{self.settings.micro_tokens}) or set recompute to selective or full (now "
-                f"{self.settings.recompute}), and run again"
-            ) from error
+    def _naming_shortage(self, step: int) -> AbstractContextManager[None]:
+        return naming_shortage(
+            f"training step {step} does not fit in memory: lower micro_tokens (now "
+            f"{self.settings.micro_tokens}) or set recompute to selective or full (now "
+            f"{self.settings.recompute}), and run again"
+        )
 
 
 def _fixed(settings: TrainSettings) -> Record:

@@ -1,4 +1,7 @@
-"""Whether an error says that memory ran out: a card's, or the machine's."""
+"""Whether an error says that memory ran out, a card's or the machine's; and saying so in words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -8,3 +11,14 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def naming_shortage(complaint: str) -> Iterator[None]:
+    """Raises ValueError with this complaint where memory runs out inside."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(complaint) from error

@@ -20,7 +20,7 @@ from llama.lora import Lora, added_to, attach, merged, plain_state, silence
 from llama.meta import read_meta
 from llama.model import Llama
 from llama.parallel import Group, full_tensor, local_part, local_rows, shard
-from llama.shortage import out_of_memory
+from llama.shortage import naming_shortage
 from llama.stored import Part
 from llama.team import Team, TeamLlama
 from llama.tokenizer import Tokenizer
@@ -118,15 +118,12 @@ def _in_parts(config: LlamaConfig, team: Team, dtype: torch.dtype) -> Llama:
 
 def _with_room(model: Llama, device: str | torch.device) -> Llama:
     """Itself, with memory for its weights. Raises ValueError if there is not so much."""
-    try:
-        return model.to_empty(device=device)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise ValueError(
-            f"the model's {model.config.parameter_count:,} weights do not fit in the memory of "
-            f"{device}; `python -m llama plan --model DIR` says what each phase takes"
-        ) from error
+    with naming_shortage(
+        f"the model's {model.config.parameter_count:,} weights do not fit in the memory of "
+        f"{device}; `python -m llama plan --model DIR` says what each phase takes"
+    ):
+        model.to_empty(device=device)
+    return model
 
 
 def _part_of(model: Llama) -> Callable[[str, Tensor], Part]:

@@ -81,7 +81,7 @@ def test_a_request_alone_is_itself_in_any_company() -> None:
     assert {sample.finished for several in among.values() for sample in several} == {True, False}
     for request in requests[::8]:
         assert written([request]) == {request.id: among[request.id]}
-    for slots in (3, 17, 1000):
+    for slots in (2, 17, 1000):
         assert written(requests, slots=slots) == among
     assert written(requests[::-1]) == among
     assert written([*requests[1:], requests[0]]) == among

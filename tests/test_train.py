@@ -24,8 +24,8 @@ ROOT = Path(__file__).parent.parent
 VARYING = ("manifest.json", "report.json", "report.html", "lock", ".lock")  # they hold seconds
 
 
-def train(*flags, **how):
-    command = [sys.executable, str(ROOT / "train.py"), *SMALLEST, *map(str, flags)]
+def train(*flags, sizes=SMALLEST, **how):
+    command = [sys.executable, str(ROOT / "train.py"), *sizes, *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT, **how)
 
 
@@ -45,8 +45,10 @@ def finished(tmp_path_factory):
     return run, done
 
 
-def test_the_smallest_loop_runs_to_m3_and_tells_both_axes(finished):
-    run, done = finished
+def test_the_smoke_preset_runs_to_m3_and_tells_both_axes(tmp_path):
+    run = tmp_path / "run"
+    done = train("--run", run, sizes=["--preset", "smoke"])
+    assert done.returncode == 0, done.stderr[-2000:]
     assert (run / "M3" / "model.safetensors").is_file()
     for words in ("memory of a rank", "Following instructions", "Judging", "M3", "complete"):
         assert words in done.stdout
