@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bench import dpo_race, llamacpp, sampling_race, sft_race
+from bench import dpo_race, hide_gpus, llamacpp, sampling_race, sft_race
 from bench.floor import sgemm_rate
 from bench.report import Result, document, table, tried, turns
 from bench.shapes import (
@@ -78,6 +78,7 @@ QUICK = Program(FEW, {"": Training(TINY, 16, (8, 16), 1)})
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 2, after one line, for what the user can mend."""
+    hide_gpus()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="in miniature")

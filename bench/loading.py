@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench import hide_gpus
 from bench.ranks import run_ranks
 from bench.report import machine
 from llama import PRESETS, LlamaConfig, Tokenizer, load_sharded, train_tokenizer
@@ -54,6 +55,7 @@ processes, each of which reads and keeps its own rows.
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 1 if a rank took more memory than it should."""
+    hide_gpus()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m bench.loading", description=__doc__)
     parser.add_argument("--model", choices=PRESETS, default="7B", help="shape of the weights")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from bench import hide_gpus
 from bench.ranks import run_ranks
 from bench.report import machine
 from bench.shapes import MEDIUM, TINY
@@ -59,6 +60,7 @@ What `{command}` measured, on {machine}, torch {torch}, {day}, in MB:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 1 if a plan is off by more than a tenth."""
+    hide_gpus()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
     parser.add_argument("--model", choices=MODELS, help="one of them alone")

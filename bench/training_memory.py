@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from bench import hide_gpus
 from bench.dpo_race import BATCH, train_ours, train_theirs
 from bench.report import machine
 from bench.shapes import MIDDLE, TINY, pairs, random_weights
@@ -67,6 +68,7 @@ with, and a step has 16. Ratios are to each model's first line.
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    hide_gpus()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))

@@ -47,8 +47,8 @@ def train_sft(
     rows: may encode lazily; each is read when its turn comes, once an epoch.
     directory: gets `train.jsonl`, a line a step, and every `save_every` steps the frozen run, from
       which the same call goes on to the same bytes (`forget` removes it). None: nothing is kept.
-    processes: that share a step's rows; by default one a thread of torch's, on a CPU and for a
-      small model. It changes the speed, and how sums are rounded.
+    processes: that share a step's rows; by default one a thread of torch's, for a small model
+      on a CPU, where torch sees no GPU. It changes the speed, and how sums are rounded.
     telemetry: what else to show of it, in a folder of `directory`; it changes no bit.
     Returns the last step's metrics and `steps, skipped, tokens, seconds, tokens_per_second`, and
     `mfu` where the card's peak is known (`dpo.speed`).
@@ -152,6 +152,8 @@ def _processes(model: Llama, settings: TrainSettings, group: Group, asked: int |
     apart = group.world_size > 1 or is_sharded(model) or settings.compile
     if apart or model.config.parameter_count > LARGEST:
         return 1
+    if asked is None and torch.accelerator.is_available():
+        return 1  # next to a GPU autograd keeps threads, and computes nothing in a fork after that
     return min(asked or most_processes(group.device), settings.batch_size)
 
 

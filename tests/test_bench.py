@@ -1,6 +1,7 @@
 """The races in miniature: both sides do the same work. Nothing here looks at a clock's hand."""
 
 import json
+import os
 import subprocess
 import sys
 from copy import deepcopy
@@ -12,7 +13,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import floor, llamacpp, sft_race, training_memory
+from bench import __main__ as bench_main
+from bench import floor, llamacpp, loading, memory, sft_race, training_memory
 from bench.__main__ import QUICK, main, only, races
 from bench.dpo_race import BATCH, train_ours, train_theirs
 from bench.race import Run, race
@@ -228,6 +230,15 @@ def test_a_row_costs_its_logits_where_it_is_trained_on() -> None:
     P, T = row.is_response.index(True), len(row.ids)
     expected = 3 * floor.forward(TINY, T, sum(range(T + 1)), T - P, sum(range(P, T)))
     assert floor.instructions(TINY, [row]) == expected
+
+
+@pytest.mark.parametrize("one", [bench_main, loading, memory, training_memory])
+def test_what_is_measured_on_the_cpu_sees_no_gpu(one, monkeypatch) -> None:
+    """TRL would train on it, and ours, next to it, in one process."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(SystemExit):
+        one.main(["--no-such-option"])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_a_file_that_cannot_be_written_is_said_in_a_line(tmp_path, capsys, monkeypatch) -> None:

@@ -19,6 +19,7 @@ import torch
 from dpo_runs import SETTINGS, Killed, dpo, files, kill_before, records, sft, weights
 from tiny_llama import tiny_model
 from torch import nn
+from torch.utils import backend_registration
 
 from dpo import batches, descent, trainer
 from dpo import crew as crews
@@ -197,6 +198,33 @@ def test_a_process_that_is_killed_is_told() -> None:
         for _ in range(2):  # and again, when there is nobody to tell
             with pytest.raises(ChildProcessError, match=r"code -9; .*lower micro_tokens"):
                 together(1)
+
+
+BESIDE_A_GPU = """
+import torch
+from dpo_runs import sft
+from tiny_llama import tiny_model
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as make_up
+
+make_up("gpu")
+torch.set_num_threads(2)
+sft(tiny_model())
+sft(tiny_model())
+try:
+    sft(tiny_model(), processes=2)
+except RuntimeError as error:  # so it is a GPU as far as autograd can see
+    assert "autograd" in str(error)
+    print("as if it were one")
+"""
+CAN_MAKE_UP = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+
+
+@pytest.mark.skipif(not CAN_MAKE_UP, reason="this torch lets no device be made up")
+def test_beside_a_gpu_a_small_model_is_trained_again_and_again() -> None:
+    """Where torch sees one, a process that is forked after a backward pass has none of its own."""
+    command, here = [sys.executable, "-c", BESIDE_A_GPU], Path(__file__).parent
+    told = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+    assert told.stdout == "as if it were one\n"
 
 
 LEFT_ALONE = """

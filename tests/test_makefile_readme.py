@@ -1,5 +1,6 @@
 """The commands that a newcomer reads about exist, and the tools that they call are set up."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -70,6 +71,12 @@ def test_every_requirement_is_pinned_and_every_pin_is_one_version():
     names = re.findall(r'"([a-z-]+)', " ".join(lists))
     assert len(lists) == 4 and len(names) > 10
     assert set(names) <= {pin.split("==")[0] for pin in pins}
+
+
+def test_tests_see_no_gpu(pytestconfig):
+    """But for those that want one, and are run by themselves."""
+    if pytestconfig.option.markexpr != "gpu":
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_warnings_are_errors():
