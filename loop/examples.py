@@ -10,7 +10,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from dpo import Row
+from dpo import Pair, Row
 from judge import Rubric
 from llama import Tokenizer, encode_example
 
@@ -58,3 +58,20 @@ def fitting(examples: Iterable[Example], tokenizer: Tokenizer, longest: int) -> 
                 f"{longest}; shorten or remove the row"
             )
     return rows
+
+
+def fitting_pairs(
+    pairs: Iterable[Mapping[str, Any]], tokenizer: Tokenizer, longest: int
+) -> list[Pair]:
+    """The tokens of each preference pair. One that has an answer which, with its prompt, has more
+    than `longest` tokens is left out: the run made it, from a sample that filled the context.
+    """
+    made = []
+    for pair in pairs:
+        answers = (
+            encode_example(tokenizer, pair["prompt"], pair[k]) for k in ("chosen", "rejected")
+        )
+        chosen, rejected = (Row(*answer) for answer in answers)
+        if max(len(chosen.ids), len(rejected.ids)) <= longest:
+            made.append(Pair(chosen, rejected))
+    return made

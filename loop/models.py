@@ -16,11 +16,11 @@ from dpo import Pair, Row, TrainSettings, pair_logps, row_logps, train_dpo, trai
 from dpo.lines import pair_line
 from dpo.reference import Reference
 from dpo.telemetry import NOTHING, Telemetry
-from llama import Llama, Tokenizer, encode_example, encode_prompt, load_sharded, save
+from llama import Llama, Tokenizer, encode_prompt, load_sharded, save
 from llama.lora import Lora
 from llama.parallel import Group
 from llama.team import Team, join
-from loop.examples import Example, fitting
+from loop.examples import Example, fitting, fitting_pairs
 from loop.replica import load_replica, replica_of
 from loop.run import Run
 from loop.settings import Settings
@@ -73,33 +73,32 @@ class Models:
 
         Raises ValueError if there are too few pairs to learn from.
         """
-        least = self.settings.pairs.minimum
-        if len(pairs) < least:
-            raise ValueError(
-                f"{self.run.root}: {len(pairs)} preference pairs for {name}, at least {least} are "
-                f"needed; the counts in manifest.json and the judgements in {start} say why"
-            )
+        self._check_count(name, start, pairs)
 
         def make(out: Path) -> Metrics:
             known = None if reference is None else self.pair_logps(reference, pairs)
             model, tokenizer = self._trainable(start, how.lora)
-            rows = [_pair(model, tokenizer, row) for row in pairs]
+            longest = model.config.max_seq_len
+            rows = fitting_pairs(pairs, tokenizer, longest)
+            self._say_left_out(name, "pairs", len(pairs) - len(rows), longest)
+            self._check_count(name, start, rows)
             wanted = replay if how.replay_weight else ()
             again = self._fitting(name, wanted, model, tokenizer)
-            longest = model.config.max_seq_len
             lines = [pair_line(pair, index, longest) for index, pair in enumerate(rows)]
             self._say_steps(name, how, lines, [row.ids for row in again])
             keep = _keeper(model, tokenizer, out, keep_every) if keep_every else None
             train = partial(train_dpo, replay=again, after_step=keep, reference=known)
             metrics = self._train(train, model, tokenizer, rows, how, out, name)
-            return metrics | {"too_long": len(wanted) - len(again)}
+            too_long = len(pairs) - len(rows) + len(wanted) - len(again)
+            return metrics | {"too_long": too_long}
 
         return self.run.directory(name, make, f"{name}: DPO")
 
     def pair_logps(self, path: Path, pairs: Sequence[Mapping[str, Any]]) -> Reference:
-        """Summed log-probabilities of the responses, (chosen [P], rejected [P]), by that model."""
+        """Summed log-probabilities of the responses, (chosen [P], rejected [P]), by that model; of
+        the pairs that it can read whole."""
         model, tokenizer = self._trainable(path)
-        rows = [_pair(model, tokenizer, row) for row in pairs]
+        rows = fitting_pairs(pairs, tokenizer, model.config.max_seq_len)
         return pair_logps(model, rows, self.settings.dpo.micro_tokens, self.group)
 
     def speak_freely(
@@ -189,9 +188,20 @@ class Models:
         """`fitting` for this model; a line says how many are left out."""
         longest = model.config.max_seq_len
         rows = fitting(examples, tokenizer, longest)
-        if left_out := len(examples) - len(rows):
-            self.run.say(f"{name}: {left_out} examples of more than {longest} tokens are left out")
+        self._say_left_out(name, "examples", len(examples) - len(rows), longest)
         return rows
+
+    def _check_count(self, name: str, start: Path, pairs: Sized) -> None:
+        least = self.settings.pairs.minimum
+        if len(pairs) < least:
+            raise ValueError(
+                f"{self.run.root}: {len(pairs)} preference pairs for {name}, at least {least} are "
+                f"needed; the counts in manifest.json and the judgements in {start} say why"
+            )
+
+    def _say_left_out(self, name: str, what: str, count: int, longest: int) -> None:
+        if count:
+            self.run.say(f"{name}: {count} {what} of more than {longest} tokens are left out")
 
     def _say_steps(self, name: str, how: TrainSettings, *data: Sequence[Sized]) -> None:
         """How many steps there will be, of how many tokens on all ranks; each kind of data has its
@@ -253,15 +263,3 @@ def _said(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Row:
     asked = encode_prompt(tokenizer, row["prompt"])
     ids = [*row["token_ids"], *([tokenizer.eos_id] if row["finished"] else [])]
     return Row([*asked, *ids], [False] * len(asked) + [True] * len(ids))
-
-
-def _pair(model: Llama, tokenizer: Tokenizer, row: Mapping[str, Any]) -> Pair:
-    answers = (row[key] for key in ("chosen", "rejected"))
-    pair = Pair(*(Row(*encode_example(tokenizer, row["prompt"], text)) for text in answers))
-    length, longest = max(len(pair.chosen.ids), len(pair.rejected.ids)), model.config.max_seq_len
-    if length > longest:
-        raise ValueError(
-            f"a pair has {length} tokens, the model reads at most {longest}; it begins "
-            f"{row['prompt'][:60]!r}"
-        )
-    return pair

@@ -75,6 +75,31 @@ def test_what_the_run_made_and_the_model_cannot_read_is_left_out_and_counted(bas
     assert len(models.replay) == 1 and models.counts == {"too_long": 1}
 
 
+@pytest.mark.parametrize("answer", ["chosen", "rejected"])
+def test_a_pair_that_the_model_cannot_read_is_left_out_and_counted(base, answer):
+    """Of an answer that filled the context: encoded again, it may be longer."""
+    models = Trained(base)
+    models.dpo("M2", base, [PAIR, PAIR | {answer: "long " * 300}, PAIR], [], SETTINGS.dpo)
+    whole = Row(*encode_example(tiny_tokenizer(), PAIR["prompt"], PAIR["chosen"]))
+    assert [pair.chosen for pair in models.data] == [whole, whole]
+    assert models.counts == {"too_long": 1}
+    assert "M2: 1 pairs of more than 256 tokens are left out" in models.lines
+
+
+def test_a_reference_of_another_model_is_of_the_pairs_that_are_left(base):
+    models = Trained(base)
+    pairs = [PAIR, PAIR | {"chosen": "long " * 300}]
+    models.dpo("M2", base, pairs, [], SETTINGS.dpo, reference=base)
+    assert [len(side) for side in models.pair_logps(base, pairs)] == [1, 1]
+
+
+def test_pairs_that_are_left_must_be_enough(base):
+    models = Trained(base)
+    with pytest.raises(ValueError, match=r": 0 preference pairs for M2, at least 1 are needed"):
+        models.dpo("M2", base, [PAIR | {"chosen": "long " * 300}], [], SETTINGS.dpo)
+    assert models.data is None
+
+
 @pytest.mark.parametrize("file", ["ift", "eft"])
 def test_a_row_that_was_given_and_cannot_be_read_is_named_before_the_training(base, file):
     ift = [{"prompt": "Say owl.", "response": "owl"}] * 2
