@@ -25,14 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from llama.cut import (
-    full_state,
-    full_tensor,
-    full_tensors,
-    local_part,
-    local_rows,
-    set_local_rows,
-)
+from llama.container import fit_threads
+from llama.cut import full_state, full_tensor, full_tensors, local_part, local_rows, set_local_rows
 from llama.layout import USUAL, Layout
 
 __all__ = [
@@ -167,12 +161,14 @@ def _first_line(error: Exception) -> str:
 def start(timeout_s: float = 1800.0, layout: Layout = USUAL) -> Group:
     """Joins the ranks that `torchrun` started; without torchrun, a group of one.
 
-    Each rank takes the card of its local number, or the CPU where there is no CUDA. `timeout_s`:
-    how long a rank waits for another in any collective. Raises ValueError for a launch that cannot
-    work, RuntimeError if the ranks do not meet.
+    Each rank takes the card of its local number, or the CPU where there is no CUDA, and no more
+    threads than its container allows. `timeout_s`: how long a rank waits for another in any
+    collective. Raises ValueError for a launch that cannot work, RuntimeError if the ranks do not
+    meet.
     """
     world_size, local_rank = _environ("WORLD_SIZE", 1, 1), _environ("LOCAL_RANK", 0, 0)
     machine_ranks = _environ("LOCAL_WORLD_SIZE", world_size, 1)
+    fit_threads()
     device = _device(local_rank)
     if world_size == 1:
         return Group(0, 1, device, timeout_s, layout=layout)

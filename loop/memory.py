@@ -12,6 +12,7 @@ import torch
 from dpo.logprobs import CHUNK_LOGITS
 from dpo.settings import TrainSettings
 from llama.config import LlamaConfig
+from llama.container import free_memory
 from llama.parallel import Group
 from llama.plan import Need, Sampling, Training, sampling, slots_for, training
 from llama.split import parameter_count, sizes
@@ -208,11 +209,14 @@ def least_memory(group: Group) -> float | None:
 
 
 def memory_of_a_rank(group: Group) -> float | None:
-    """Bytes: of this rank's card, or its part of what the machine has free; None if unknown."""
+    """Bytes: of this rank's card, or its part of what the machine has free, and its
+    container may take; None if unknown."""
     if group.device.type == "cuda":
         return float(torch.cuda.get_device_properties(group.device).total_memory)
     file = Path("/proc/meminfo")
     if not file.exists():
         return None
     free = next(line for line in file.read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(free.split()[1]) * 1024 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    found, allowed = int(free.split()[1]) * 1024, free_memory()
+    here = found if allowed is None else min(found, allowed)
+    return here / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
