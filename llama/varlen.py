@@ -11,7 +11,7 @@ serves the tests. Knows no model and no memory's owner.
 """
 
 # N queries of all sequences, L places of keys, I sequences, P parts
-# H query heads, G key-value heads, D head width
+# H query heads, G key-value heads, R = H / G, D head width
 
 from __future__ import annotations
 
@@ -98,24 +98,25 @@ def _merged(*outs_and_lses: Tensor) -> Tensor:
 
 
 def _plain(q_NHD: Tensor, k_LGD: Tensor, v_LGD: Tensor, spans: Spans, causal: bool) -> Part:
-    H, G, D = q_NHD.shape[1], k_LGD.shape[1], q_NHD.shape[2]
+    G, D = k_LGD.shape[1:]
     out_NHD, lse_NH = torch.zeros_like(q_NHD), q_NHD.new_full(q_NHD.shape[:2], -torch.inf).float()
-    starts, counts, bounds = (
-        spans.start_I1.tolist(),
-        spans.count_I.tolist(),
-        spans.query_I1.tolist(),
-    )
-    for first, end, start, count in zip(bounds, bounds[1:], starts, counts):
+    q_GRND, out_GRND = (x.unflatten(1, (G, -1)).permute(1, 2, 0, 3) for x in (q_NHD, out_NHD))
+    lse_GRN = lse_NH.unflatten(1, (G, -1)).permute(1, 2, 0)
+    k_G1LD, v_G1LD = (x.transpose(0, 1).unsqueeze(1) for x in (k_LGD, v_LGD))
+    bounds = spans.query_I1.tolist()
+    keys = zip(spans.start_I1.tolist(), spans.count_I.tolist())
+    for first, end, (start, count) in zip(bounds, bounds[1:], keys):
         if first == end or count == 0:
             continue
-        k_HLD, v_HLD = (
-            x_LGD[start : start + count].repeat_interleave(H // G, dim=1).transpose(0, 1).float()
-            for x_LGD in (k_LGD, v_LGD)
-        )
-        scores_HNL = q_NHD[first:end].transpose(0, 1).float() @ k_HLD.mT * D**-0.5
+        queries, seen = slice(first, end), slice(start, start + count)
+        k, v = k_G1LD[:, :, seen].float(), v_G1LD[:, :, seen].float()
+        scores_GRNL = q_GRND[:, :, queries].float() @ k.mT * D**-0.5
         if causal:
-            seen = torch.ones_like(scores_HNL[0], dtype=torch.bool).tril(count - (end - first))
-            scores_HNL = scores_HNL.masked_fill(~seen, -torch.inf)
-        out_NHD[first:end] = (scores_HNL.softmax(dim=-1) @ v_HLD).transpose(0, 1).to(out_NHD.dtype)
-        lse_NH[first:end] = scores_HNL.logsumexp(dim=-1).T
+            visible = torch.ones_like(scores_GRNL[0, 0], dtype=torch.bool)
+            scores_GRNL.masked_fill_(~visible.tril(count - (end - first)), -torch.inf)
+        most_GRN1 = scores_GRNL.amax(dim=-1, keepdim=True)
+        weights_GRNL = (scores_GRNL - most_GRN1).exp_()
+        total_GRN1 = weights_GRNL.sum(dim=-1, keepdim=True)
+        out_GRND[:, :, queries] = weights_GRNL @ v / total_GRN1
+        lse_GRN[:, :, queries] = (most_GRN1 + total_GRN1.log()).squeeze(-1)
     return out_NHD, lse_NH

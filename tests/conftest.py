@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,15 @@ def hook() -> Iterator[Any]:
 
     yield put
     files.before = usual
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest run of train.py, ended: to be looked at, or copied."""
+    from smallest_run import finished_run
+
+    place = tmp_path_factory.getbasetemp()
+    return finished_run((place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "run")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,6 +1,7 @@
 """`train.py` as a person runs it: the smallest loop, twice, and every mistake in one line."""
 
 import ast
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from smallest_run import SMALLEST
+from smallest_run import ONE_THREAD, ROOT, SMALLEST, train
 
 from loop.command import run_command
 from loop.run import Run
@@ -20,13 +21,7 @@ from seed.read import Seed
 from seed.start import Start, open_start
 from train import SelfRewarding
 
-ROOT = Path(__file__).parent.parent
 VARYING = ("manifest.json", "report.json", "report.html", "lock", ".lock")  # they hold seconds
-
-
-def train(*flags, sizes=SMALLEST, **how):
-    command = [sys.executable, str(ROOT / "train.py"), *sizes, *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT, **how)
 
 
 def contents(run):
@@ -35,14 +30,6 @@ def contents(run):
         for path in sorted(run.rglob("*"))
         if path.is_file() and path.name not in (*VARYING, "train.jsonl")
     }
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    run = tmp_path_factory.mktemp("train") / "first"
-    done = train("--run", run)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return run, done
 
 
 def test_the_smoke_preset_runs_to_m3_and_tells_both_axes(tmp_path):
@@ -55,23 +42,22 @@ def test_the_smoke_preset_runs_to_m3_and_tells_both_axes(tmp_path):
 
 
 def test_a_second_run_gives_the_same_bytes(finished, tmp_path):
-    run, _ = finished
     done = train("--run", tmp_path / "second")
     assert done.returncode == 0, done.stderr[-2000:]
-    first, second = contents(run), contents(tmp_path / "second")
+    first, second = contents(finished), contents(tmp_path / "second")
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
 
 
 def test_another_seed_gives_other_bytes(finished, tmp_path):
-    run, _ = finished
     done = train("--run", tmp_path / "r", "--seed", 1, "--iterations", 1)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert contents(run)["M1/model.safetensors"] != contents(tmp_path / "r")["M1/model.safetensors"]
+    file = "M1/model.safetensors"
+    assert (finished / file).read_bytes() != (tmp_path / "r" / file).read_bytes()
 
 
-def test_running_a_finished_run_again_changes_nothing(finished):
-    run, _ = finished
+def test_running_a_finished_run_again_changes_nothing(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
     before = contents(run)
     done = train("--run", run)
     assert done.returncode == 0 and "complete" in done.stdout
@@ -81,7 +67,7 @@ def test_running_a_finished_run_again_changes_nothing(finished):
 def test_the_loop_runs_with_adapters_in_both_trainings(tmp_path):
     """What has none is in M2 what it was in M1, to the last bit; the rest is not."""
     changes = ["sft.lora_rank=4", "dpo.lora_rank=4", "sft.learning_rate=1e-2", "evaluation.drift=0"]
-    flags = ["--iterations", 2, *(word for change in changes for word in ("--set", change))]
+    flags = [*(word for change in changes for word in ("--set", change))]
     done = train("--run", tmp_path / "r", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("adapters of rank 4 learn") == 2  # in SFT and in DPO
@@ -92,10 +78,10 @@ def test_the_loop_runs_with_adapters_in_both_trainings(tmp_path):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path):
-    run, _ = finished
     command = [sys.executable, "train.py", *SMALLEST, "--run", str(tmp_path / "r")]
+    pipe = subprocess.PIPE
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=ONE_THREAD, stdout=pipe, stderr=pipe, text=True
     )
     deadline = time.monotonic() + 200
     while not (tmp_path / "r/M1/responses.jsonl").exists() and time.monotonic() < deadline:
@@ -104,10 +90,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path):
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on" in out
-    assert not (tmp_path / "r" / "M3").exists()
+    assert not (tmp_path / "r" / "M2").exists()
     done = train("--run", tmp_path / "r")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert contents(tmp_path / "r") == contents(run)
+    assert contents(tmp_path / "r") == contents(finished)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +143,8 @@ def test_practice_without_ranked_answers_is_refused_at_once(tmp_path):
     assert "no such rubric" in train(*flags, *mended).stderr  # not: the directory is taken
 
 
-def test_a_directory_of_another_configuration_is_refused_with_the_difference(finished):
-    run, _ = finished
+def test_a_directory_of_another_configuration_is_refused_with_the_difference(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
     done = train("--run", run, "--set", "dpo.beta=0.2")
     assert done.returncode == 2
     assert "dpo.beta" in done.stderr and "0.1" in done.stderr and "0.2" in done.stderr

@@ -10,19 +10,16 @@ from pathlib import Path
 
 import pytest
 from ranks import run_ranks
-from smallest_run import SMALLEST
+from smallest_run import ONE_THREAD, ROOT, SMALLEST
 
 from llama.parallel import start
 from loop.command import check_shared
-
-ROOT = Path(__file__).parent.parent
 
 
 def begin(*launcher: str, run: Path, how: tuple[str, ...] = ()) -> subprocess.Popen:
     command = [sys.executable, *launcher, "train.py", *SMALLEST, "--run-dir", str(run), *how]
     pipe = subprocess.PIPE
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stdout=pipe, stderr=pipe, text=True)
 
 
 def end(*processes: subprocess.Popen) -> str:
@@ -48,25 +45,17 @@ def same_training(ours: Path, theirs: Path, name: str) -> None:
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """A finished run of one process."""
-    run = tmp_path_factory.mktemp("ranks") / "one"
-    end(begin(run=run))
-    return run
-
-
 @pytest.mark.parametrize("team", [1, 2])
-def test_two_ranks_sample_the_same_rows_and_train_the_same(one, tmp_path, team: int):
+def test_two_ranks_sample_the_same_rows_and_train_the_same(finished, tmp_path, team: int):
     """From M1 as one process made it: its rows, to the byte, here in several units; then M2's
     training. Each rank with a replica, or both with one.
     """
     run = tmp_path / "two"
-    shutil.copytree(one, run)
+    shutil.copytree(finished, run)
     rows = sorted(path.relative_to(run) for path in run.glob("M1/*.json*"))
     sampled = ("eval_answers", "eval_judgements", "prompts", "responses", "judgements", "practice")
     rows = [path for path in rows if path.stem in sampled and path.suffix == ".jsonl"]
-    assert len(rows) == len(sampled) and len(losses(one, "M1")) > 0
+    assert len(rows) == len(sampled) and len(losses(finished, "M1")) > 0
     for path in rows:
         (run / path).unlink()
     shutil.rmtree(run / "M2")
@@ -76,13 +65,13 @@ def test_two_ranks_sample_the_same_rows_and_train_the_same(one, tmp_path, team: 
     assert "2 ranks (cpu), cut across 2 ranks" in said
     assert ("in teams of 2 ranks" in said) == (team == 2)
     for path in rows:
-        assert (run / path).read_bytes() == (one / path).read_bytes(), path
+        assert (run / path).read_bytes() == (finished / path).read_bytes(), path
         assert said.count(f"({path})") == 1 and f"done before ({path})" not in said
-    assert (run / "M1/pairs.jsonl").read_bytes() == (one / "M1/pairs.jsonl").read_bytes()
-    same_training(run, one, "M2")
+    assert (run / "M1/pairs.jsonl").read_bytes() == (finished / "M1/pairs.jsonl").read_bytes()
+    same_training(run, finished, "M2")
 
 
-def test_two_machines_run_the_loop_to_its_end(one, tmp_path):
+def test_two_machines_run_the_loop_to_its_end(finished, tmp_path):
     """Two agents of torchrun that meet over the network; here both are on the loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -94,7 +83,7 @@ def test_two_machines_run_the_loop_to_its_end(one, tmp_path):
     assert "2 ranks on 2 machines (cpu), cut across 2 ranks" in said
     assert said.count("complete: ") == 1
     assert (tmp_path / "run/M2/model.safetensors").is_file()
-    same_training(tmp_path / "run", one, "M1")
+    same_training(tmp_path / "run", finished, "M1")
 
 
 def see(directory: str) -> None:
