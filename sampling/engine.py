@@ -236,8 +236,9 @@ def _batch(
 
 
 def _in_lanes(weight: Tensor, head_dim: int) -> bool:
-    """Whether lanes are made for this: a GPU whose flash kernel knows the weights' type."""
-    return weight.device.type == "cuda" and weight.dtype in HALF and head_dim % 8 == 0
+    """Whether lanes are made for this: a GPU, Ampere or later, and its flash kernel's types."""
+    known = weight.device.type == "cuda" and weight.dtype in HALF and head_dim % 8 == 0
+    return known and torch.cuda.get_device_capability(weight.device) >= (8, 0)
 
 
 def _common(prompts: Sequence[list[int]]) -> int:

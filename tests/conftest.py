@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from hypothesis import settings
 # Derandomized: a test that fails once fails always. No deadline: the machine may be busy.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
+
+LONG = ("test_train.py", "test_train_ranks.py", "test_paper.py")  # whole runs
 
 
 class Alone:
@@ -62,10 +65,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked:
-        import torch  # only now: most tests know no torch
+    # the longest first: what is left for the end, when one process may wait for another, is short
+    items.sort(key=lambda item: item.path.name not in LONG)
+    if "torch" not in sys.modules:
+        return  # most tests know no torch
+    import torch
 
-        if not torch.cuda.is_available():
-            for item in marked:
+    # At the first backward pass autograd looks for GPUs, and where it finds one computes nothing in
+    # forks from then on. torch's compiler, if built with CUDA, pretends that there is one.
+    torch.ones((), requires_grad=True).backward()
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and -m gpu"))

@@ -107,8 +107,11 @@ def test_a_gpu_in_half_precision_has_lanes(monkeypatch: pytest.MonkeyPatch) -> N
     class OnGpu:
         device, dtype = torch.device("cuda"), torch.bfloat16
 
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert engine._in_lanes(OnGpu(), 64)  # type: ignore[arg-type]
     assert not engine._in_lanes(OnGpu(), 6)  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not engine._in_lanes(OnGpu(), 64)  # type: ignore[arg-type]  # Turing has no flash kernel
 
 
 @pytest.mark.gpu
