@@ -209,8 +209,8 @@ def least_memory(group: Group) -> float | None:
 
 
 def memory_of_a_rank(group: Group) -> float | None:
-    """Bytes: of this rank's card, or its part of what the machine has free, and its
-    container may take; None if unknown."""
+    """Bytes: of this rank's card, or its part of what is free of the machine's memory and of its
+    container's; None if unknown."""
     if group.device.type == "cuda":
         return float(torch.cuda.get_device_properties(group.device).total_memory)
     file = Path("/proc/meminfo")
