@@ -51,7 +51,7 @@ def hook() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest run of train.py, ended: to be looked at, or copied."""
-    from smallest_run import finished_run
+    from smallest_run import finished_run  # only now: it keeps the environment, without GPUs
 
     place = tmp_path_factory.getbasetemp()
     return finished_run((place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "run")

@@ -130,10 +130,9 @@ def test_compiled_equals_eager(traced: Any, how: str) -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_a_compiled_training_is_the_eager_one(traced: Any, tmp_path: Path) -> None:
-    """Of pairs; the reference comes from compiled blocks, so the first margin is still 0. Rows are
-    trained on in `test_dpo_lora.py`."""
+    """Pairs and rows; the reference comes from compiled blocks, so the first margin is still 0."""
     plain, compiled = tiny_model(), tiny_model()
-    how = {"max_steps": 2}
+    how = {"max_steps": 2, "replay_weight": 0.1}
     dpo(plain, **how)
     dpo(compiled, tmp_path, **how, compile=True)
     assert records(tmp_path)[0]["margin"] == pytest.approx(0, abs=1e-5)

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
+from llama import parallel
 from llama.container import fit_threads, free_memory, processors
-from llama.parallel import start
 from loop import memory
 
 GIB = 2**30
@@ -99,12 +99,20 @@ def test_threads_are_no_more_than_may_run_at_once(quota, seen, threads, tmp_path
     assert now[-1] == threads
 
 
+def test_whoever_starts_fits_its_threads(monkeypatch):
+    """As every command does at first."""
+    fitted = []
+    monkeypatch.setattr(parallel, "fit_threads", lambda: fitted.append(True))
+    parallel.start()
+    assert fitted
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_rank_plans_with_its_part_of_what_the_container_may_take(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(memory, "free_memory", lambda: None)
-    free = memory.memory_of_a_rank(start())
+    free = memory.memory_of_a_rank(parallel.start())
     monkeypatch.setattr(memory, "free_memory", lambda: 2**21)
-    assert memory.memory_of_a_rank(start()) == 2**20 < free
+    assert memory.memory_of_a_rank(parallel.start()) == 2**20 < free
     monkeypatch.setattr(memory, "free_memory", lambda: 2**60)  # more than there is
-    assert memory.memory_of_a_rank(start()) < 2**59
+    assert memory.memory_of_a_rank(parallel.start()) < 2**59

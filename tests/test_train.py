@@ -67,7 +67,7 @@ def test_running_a_finished_run_again_changes_nothing(finished, tmp_path):
 def test_the_loop_runs_with_adapters_in_both_trainings(tmp_path):
     """What has none is in M2 what it was in M1, to the last bit; the rest is not."""
     changes = ["sft.lora_rank=4", "dpo.lora_rank=4", "sft.learning_rate=1e-2", "evaluation.drift=0"]
-    flags = [*(word for change in changes for word in ("--set", change))]
+    flags = [word for change in changes for word in ("--set", change)]
     done = train("--run", tmp_path / "r", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("adapters of rank 4 learn") == 2  # in SFT and in DPO
