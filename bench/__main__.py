@@ -18,6 +18,7 @@ import torch
 
 from bench import dpo_race, hide_gpus, llamacpp, sampling_race, sft_race
 from bench.floor import sgemm_rate
+from bench.options import positive
 from bench.report import Result, document, table, tried, turns
 from bench.shapes import (
     CANDIDATES,
@@ -33,7 +34,8 @@ from bench.shapes import (
     Workload,
 )
 from llama import LlamaConfig
-from loop.files import require_place, write
+from llama.files import require_place
+from loop.files import write
 
 SEED = 0
 
@@ -85,11 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", choices=("sampling", "training"), help="these races, into --out if it is given"
     )
-    parser.add_argument("--threads", type=int, help="of torch, on both sides (torch's own choice)")
+    parser.add_argument("--threads", type=positive, help="torch's, of both sides (its own choice)")
     parser.add_argument("--out", type=Path, help="file to write (BENCHMARKS.md, if not --quick)")
     given = parser.parse_args(arguments)
-    if given.threads is not None and given.threads < 1:
-        parser.error(f"--threads is {given.threads}; it must be 1 or more")
     program, out = (QUICK, given.out) if given.quick else (FULL, given.out or Path("BENCHMARKS.md"))
     if given.only:
         program, out = only(program, given.only), given.out

@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench import floor
+from bench.options import folder, place
 from bench.race import Run
 from bench.report import number
 from bench.sampling_race import drawn, grouping_off, run_ours, run_theirs
@@ -92,10 +92,10 @@ def parsed(
     """
     parser = argparse.ArgumentParser(program, description=description)
     parser.add_argument("--miniature", action="store_true", help="tiny shapes, on the CPU")
-    parser.add_argument("--out", type=Path, help="file to write, too")
+    parser.add_argument("--out", type=place, help="file to write, too")
     if writes:
         room = "where to make the directory (the system's own)"
-        parser.add_argument("--room", type=Path, help=room)
+        parser.add_argument("--room", type=folder, help=room)
     given = parser.parse_args(arguments)
     if given.miniature or torch.cuda.is_available():
         return given

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bench import hide_gpus
+from bench.options import folder, place, positive
 from bench.ranks import run_ranks
 from bench.report import machine
 from llama import PRESETS, LlamaConfig, Tokenizer, load_sharded, train_tokenizer
@@ -59,9 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m bench.loading", description=__doc__)
     parser.add_argument("--model", choices=PRESETS, default="7B", help="shape of the weights")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--room", type=Path, help="where to make the directory (the system's own)")
-    parser.add_argument("--out", type=Path, help="file to write the table to")
+    parser.add_argument("--ranks", type=positive, default=2)
+    parser.add_argument("--room", type=folder, help="where to make the directory (the system's)")
+    parser.add_argument("--out", type=place, help="file to write the table to")
     parser.add_argument("--as-rank-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--fill", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

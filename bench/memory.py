@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from bench import hide_gpus
+from bench.options import place
 from bench.ranks import run_ranks
 from bench.report import machine
 from bench.shapes import MEDIUM, TINY
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
     parser.add_argument("--model", choices=MODELS, help="one of them alone")
     parser.add_argument("--phase", choices=PHASES, help="one of them alone")
-    parser.add_argument("--out", type=Path, help="file to write the table to")
+    parser.add_argument("--out", type=place, help="file to write the table to")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.here:

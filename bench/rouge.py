@@ -9,6 +9,7 @@ import random
 import time
 from itertools import accumulate
 
+from bench.options import positive, share
 from sampling.rouge import Index, rouge_l
 
 WORDS, LEAST, MOST = 20_000, 5, 40
@@ -33,12 +34,12 @@ def altered(text: list[str], by: list[str], draw: random.Random) -> list[str]:
     return [draw.choice(by) if draw.random() < share else word for word in text]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints milliseconds a new text, for the index and for comparing pair by pair."""
     parser = argparse.ArgumentParser(prog="python -m bench.rouge", description=__doc__)
-    parser.add_argument("--kept", type=int, default=50_000, help="texts (%(default)s)")
-    parser.add_argument("--threshold", type=float, default=0.7, help="(%(default)s)")
-    given = parser.parse_args()
+    parser.add_argument("--kept", type=positive, default=50_000, help="texts (%(default)s)")
+    parser.add_argument("--threshold", type=share, default=0.7, help="(%(default)s)")
+    given = parser.parse_args(arguments)
     kept, new = texts(given.kept, seed=0), texts(ASKED, seed=1)
     draw = random.Random(2)
     new = [altered(draw.choice(kept), text, draw) if n % 2 else text for n, text in enumerate(new)]

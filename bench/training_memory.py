@@ -26,6 +26,7 @@ import torch
 
 from bench import hide_gpus
 from bench.dpo_race import BATCH, train_ours, train_theirs
+from bench.options import place
 from bench.report import machine
 from bench.shapes import MIDDLE, TINY, pairs, random_weights
 from bench.twin import transformers_twin
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--out", type=Path, help="file to write the table to")
+    parser.add_argument("--out", type=place, help="file to write the table to")
     parser.add_argument("--as-side", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.as_side:

@@ -14,8 +14,9 @@ from judge.complete import Row
 from judge.rubric import SCALES, Rubric, load_rubric
 from judge.score import judge_responses
 from llama import Tokenizer, encode_prompt
+from llama.files import require_place
 from llama.parallel import start
-from loop.files import jsonl_bytes, require_place, write
+from loop.files import jsonl_bytes, write
 from loop.replica import SAMPLE_TP, load_replica
 from sampling.complete import Completer
 from seed.rows import STRING, read_rows, refuse

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,25 @@ def require_no_device(path: Path) -> None:
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} is a device or a pipe, not a file: choose another place")
+
+
+def require_place(path: Path, source: Path | None = None) -> None:
+    """Raises ValueError where no file `path` could be written, or it would be written over the file
+    `source` that it is made of: asked before the work is done that it is to hold. Leaves nothing
+    behind.
+    """
+    if source and source.exists() and path.exists() and path.samefile(source):
+        raise ValueError(f"{path} is the file that is read: choose another --out")
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory: name a file in it")
+    require_no_device(path)
+    folder = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # a read-only disk cannot be told otherwise
+    except OSError as error:
+        raise ValueError(
+            f"{path}: nothing can be written in {folder} ({error.strerror}); choose another place"
+        ) from None
 
 
 @contextmanager

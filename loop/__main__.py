@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 from llama import Llama, Tokenizer, encode_dialog
+from llama.files import require_place
 from llama.parallel import Group, start
 from llama.team import Team
 from loop.axes import GREEDY
 from loop.compare import WAYS, by_judge, by_truth, judged, pairs_of, table
 from loop.exports import ALPACA_EVAL, FORMS, alpaca_eval, held_out, mt_bench, read_questions
-from loop.files import jsonl_bytes, require_place, write
+from loop.files import jsonl_bytes, write
 from loop.finished import FinishedRun
 from loop.replica import SAMPLE_TP, load_replica
 from loop.rows import Row, Rows

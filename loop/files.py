@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -55,25 +54,6 @@ def write(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)  # on a full disk even half a file is in the way
             raise
         _sync_directory(path.parent)
-
-
-def require_place(path: Path, source: Path | None = None) -> None:
-    """Raises ValueError where `write` could not put the file `path`, or would put it over the file
-    `source` that it is made of: asked before the work is done that `path` is to hold. Leaves
-    nothing behind.
-    """
-    if source and source.exists() and path.exists() and path.samefile(source):
-        raise ValueError(f"{path} is the file that is read: choose another --out")
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory: name a file in it")
-    require_no_device(path)
-    folder = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=folder).close()  # a read-only disk cannot be told otherwise
-    except OSError as error:
-        raise ValueError(
-            f"{path}: nothing can be written in {folder} ({error.strerror}); choose another place"
-        ) from None
 
 
 def make_directory(path: Path) -> None:

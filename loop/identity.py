@@ -32,12 +32,8 @@ def take_up(
     """
     path = root / CONFIG
     asked = describe(settings, inputs) | ({"origin": dict(origin)} if origin else {})
+    refuse_strangers(root)
     if not path.exists():
-        if strangers := _visible(root):
-            raise ValueError(
-                f"{root}: holds {strangers[0]!r} but no {CONFIG}, so it is no run; "
-                "take an empty or a new directory: --run NEW"
-            )
         files.write(path, files.json_bytes(asked))
         return []
     there = read(path)
@@ -63,6 +59,17 @@ def take_up(
         for package, old in there["versions"].items()
         if old != asked["versions"].get(package)
     ]
+
+
+def refuse_strangers(root: Path) -> None:
+    """Raises ValueError where `root` is a file, or holds something and is no run."""
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"{root}: expected a directory, found a file; --run NEW")
+    if root.exists() and not (root / CONFIG).exists() and (strangers := _visible(root)):
+        raise ValueError(
+            f"{root}: holds {strangers[0]!r} but no {CONFIG}, so it is no run; "
+            "take an empty or a new directory: --run NEW"
+        )
 
 
 def _named(origin: Mapping[str, Any] | None) -> str:

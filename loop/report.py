@@ -24,7 +24,7 @@ MEASURES = (
     Measure("instruction_following", "greedy_perfect", "all five points met, greedy"),
     Measure("instruction_following", "win_rate_vs_previous", "wins over the model before"),
     Measure("judging", "pairwise_accuracy", "pairwise accuracy"),
-    Measure("judging", "five_best", "an answer given 5 is the best"),
+    Measure("judging", "five_best", "a full score went to the best"),
     Measure("judging", "exact_match", "whole order right"),
     Measure("judging", "spearman", "Spearman ρ"),
     Measure("judging", "kendall", "Kendall τ"),

@@ -280,8 +280,7 @@ class Run:
         origin: branch.Origin | None,
     ) -> dict[str, Row]:
         """Makes the directory this run's own, and reads what is finished in it."""
-        if self.root.exists() and not self.root.is_dir():
-            raise ValueError(f"{self.root}: expected a directory, found a file; --run NEW")
+        identity.refuse_strangers(self.root)  # before it gets a lock
         files.make_directory(self.root)
         self._lock = lock.take(self.root)
         try:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from llama import Llama, LlamaConfig, Tokenizer, encode_prompt
+from llama.files import require_place
 from llama.parallel import start
 from llama.team import Team
-from loop.files import jsonl_bytes, require_place, write
+from loop.files import jsonl_bytes, write
 from loop.replica import SAMPLE_TP, load_replica
 from sampling.batch import Decoding, Sample
 from sampling.complete import sample_on_ranks

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import __main__ as bench_main
-from bench import floor, llamacpp, loading, memory, sft_race, training_memory
+from bench import floor, gpu, llamacpp, loading, memory, rouge, sft_race, training_memory
 from bench.__main__ import QUICK, main, only, races
 from bench.dpo_race import BATCH, train_ours, train_theirs
 from bench.race import Run, race
@@ -239,6 +239,35 @@ def test_what_is_measured_on_the_cpu_sees_no_gpu(one, monkeypatch) -> None:
     with pytest.raises(SystemExit):
         one.main(["--no-such-option"])
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+IMPOSSIBLE = [
+    (bench_main, "--threads 0", "'0' is no whole number from 1 on"),
+    (loading, "--ranks 0", "'0' is no whole number from 1 on"),
+    (loading, "--ranks two", "'two' is no whole number from 1 on"),
+    (loading, "--room FILE", "FILE' is no directory"),
+    (rouge, "--kept 0", "'0' is no whole number from 1 on"),
+    (rouge, "--threshold 0", "'0' is no number above 0, up to 1"),
+    (rouge, "--threshold 1.5", "'1.5' is no number above 0, up to 1"),
+    (rouge, "--threshold nan", "'nan' is no number above 0, up to 1"),
+    (rouge, "--threshold high", "'high' is no number above 0, up to 1"),
+    *((one, "--out FILE/x.md", "FILE/x.md: nothing can be written in") for one in
+      (gpu, loading, memory, training_memory)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "words", "complaint"), IMPOSSIBLE)
+def test_an_impossible_value_is_said_before_anything_is_measured(
+    one, words, complaint, tmp_path, capsys
+) -> None:
+    file = tmp_path / "FILE"
+    file.touch()
+    with pytest.raises(SystemExit) as stopped:
+        one.main(words.replace("FILE", str(file)).split())
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert f"argument {words.split()[0]}: " in said
+    assert complaint.replace("FILE", str(file)) in said
 
 
 def test_a_file_that_cannot_be_written_is_said_in_a_line(tmp_path, capsys, monkeypatch) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dpo.checkpoint import FILES
 from dpo.telemetry import FOLDER
+from llama.files import require_place
 from loop import files
 
 
@@ -76,16 +77,16 @@ def test_where_nothing_can_be_written_is_known_beforehand(tmp_path):
         (tmp_path / "file" / "x", r"x: nothing can be written in .*file \(Not a directory\)"),
     ):
         with pytest.raises(ValueError, match=complaint):
-            files.require_place(path)
+            require_place(path)
     for path in (tmp_path / "file", tmp_path / "new", tmp_path / "new" / "folder" / "x"):
-        files.require_place(path)
+        require_place(path)
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_link_stays_and_what_it_points_at_is_written(tmp_path):
     link, target = tmp_path / "link", tmp_path / "folder" / "rows.jsonl"
     link.symlink_to(target)
-    files.require_place(link)
+    require_place(link)
     for data in (b"new", b"newer"):  # at first it points at nothing
         files.write(link, data)
         assert link.is_symlink() and target.read_bytes() == data
@@ -93,7 +94,7 @@ def test_a_link_stays_and_what_it_points_at_is_written(tmp_path):
     link.unlink()
     link.symlink_to(target / "x")
     with pytest.raises(ValueError, match="link: nothing can be written in .*rows.jsonl"):
-        files.require_place(link)
+        require_place(link)
 
 
 def test_a_pipe_is_not_replaced(tmp_path):
@@ -101,7 +102,7 @@ def test_a_pipe_is_not_replaced(tmp_path):
     os.mkfifo(pipe)
     (tmp_path / "link").symlink_to(pipe)
     for path in (pipe, tmp_path / "link"):
-        for work in (files.require_place, lambda path: files.write(path, b"rows")):
+        for work in (require_place, lambda path: files.write(path, b"rows")):
             with pytest.raises(ValueError, match=f"{path} is a device or a pipe, not a file"):
                 work(path)
     assert pipe.is_fifo() and sorted(os.listdir(tmp_path)) == ["link", "pipe"]
@@ -114,10 +115,10 @@ def test_what_is_read_is_not_written_over(tmp_path):
     (tmp_path / "link").symlink_to(source)
     for path in (source, tmp_path / ".." / tmp_path.name / "in", tmp_path / "link"):
         with pytest.raises(ValueError, match="is the file that is read: choose another --out"):
-            files.require_place(path, source)
+            require_place(path, source)
     for path in (other, tmp_path / "new"):
-        files.require_place(path, source)
-    files.require_place(tmp_path / "new", tmp_path / "new")  # who reads it says that it is missing
+        require_place(path, source)
+    require_place(tmp_path / "new", tmp_path / "new")  # who reads it says that it is missing
 
 
 def test_bytes_reach_the_disk_before_their_name_and_the_name_before_the_end(tmp_path, hook):
