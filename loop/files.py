@@ -184,13 +184,17 @@ def digests(directory: Path, names: Sequence[str]) -> dict[str, dict[str, JSON] 
 
 
 def json_bytes(value: JSON) -> bytes:
-    """A JSON file that a person can read. Raises ValueError on what JSON cannot say: NaN, ∞; and
-    on what is nested too deeply.
+    """A JSON file that a person can read. Raises ValueError on what JSON cannot say: NaN, ∞, a name
+    of a file that is not UTF-8; and on what is nested too deeply.
     """
     try:
         return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
     except RecursionError as error:
         raise ValueError(f"nested too deeply: {error}") from None
+    except UnicodeEncodeError as error:
+        line = error.object.count("\n", 0, error.start)
+        text = error.object.split("\n")[line].strip().encode("utf-8", "backslashreplace").decode()
+        raise ValueError(f"{text} is not UTF-8: rename the file, or give a link to it") from None
 
 
 def read_json(data: bytes) -> JSON:

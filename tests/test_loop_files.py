@@ -235,6 +235,13 @@ def test_what_json_cannot_say_is_refused(number):
         files.json_bytes({"score": number})
 
 
+def test_a_name_that_is_not_utf8_is_named():
+    """JSON is UTF-8; elsewhere such a name, which Linux allows, does no harm."""
+    name = os.fsdecode(b"/models/llama-\xff")
+    with pytest.raises(ValueError, match=r'"path": "/models/llama-\\udcff" is not UTF-8: rename'):
+        files.json_bytes({"note": "\u2028", "path": name})
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("what", ["write", "move_in", "share", "remove"])
 def test_every_failure_of_the_disk_says_what_it_met(tmp_path, what, number):

@@ -129,6 +129,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path, alone):
     with pytest.raises(ValueError, match=r"holds 'thesis.txt' but no config.json.*--run NEW"):
         Run.open(tmp_path, {}, alone)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+    assert files.names_in(tmp_path) == ["thesis.txt"]  # no lock either
     with pytest.raises(ValueError, match="thesis.txt: expected a directory"):
         Run.open(tmp_path / "thesis.txt", {}, alone)
 
