@@ -131,15 +131,26 @@ def test_compiled_equals_eager(traced: Any, how: str) -> None:
 @pytest.mark.filterwarnings("default")
 def test_a_compiled_training_is_the_eager_one(traced: Any, tmp_path: Path) -> None:
     """Pairs and rows; the reference comes from compiled blocks, so the first margin is still 0."""
-    plain, compiled = tiny_model(), tiny_model()
-    how = {"max_steps": 2, "replay_weight": 0.1}
-    dpo(plain, **how)
-    dpo(compiled, tmp_path, **how, compile=True)
+    how = {"max_steps": 10, "epochs": 3, "replay_weight": 0.1}
+    two_steps = []
+
+    def train(directory: Path | None, compile: bool) -> None:
+        model = tiny_model()
+
+        def look(taken: int, steps: int) -> None:
+            if taken == 2:
+                two_steps.append(weights(model))
+                kinds.append(traced.frame_count)
+
+        dpo(model, directory, look, **how, compile=compile)
+
+    kinds: list[int] = []  # with gradients or not; and the last block has its own
+    train(None, compile=False)
+    train(tmp_path, compile=True)
     assert records(tmp_path)[0]["margin"] == pytest.approx(0, abs=1e-5)
-    torch.testing.assert_close(weights(compiled), weights(plain), rtol=0, atol=1e-5)
-    kinds = traced.frame_count  # with gradients or not; and the last block has its own
-    dpo(tiny_model(), **how | {"max_steps": 10, "epochs": 3}, compile=True)
-    assert 0 < kinds <= traced.frame_count < 16  # as many versions as kinds of shapes, not as steps
+    torch.testing.assert_close(*two_steps, rtol=0, atol=1e-5)
+    assert len(records(tmp_path)) == 10  # as many versions as kinds of shapes, not as steps
+    assert kinds[0] == 0 < kinds[1] <= traced.frame_count < 16
 
 
 @pytest.mark.gpu
