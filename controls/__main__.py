@@ -21,6 +21,7 @@ from loop.rows import Row
 from loop.run import Run
 from loop.settings import Settings
 from loop.stop import stoppable
+from loop.terminal import suit_any_terminal
 from seed.start import Start, open_start
 
 Begin = Callable[[Run, Settings, Start, Group], Arm]
@@ -29,6 +30,7 @@ ABLATION_SEEDS = 3  # the first of the seeds
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 2, after one line, for what the user can mend."""
+    suit_any_terminal()
     given = _parse(arguments)
     try:
         chosen = _chosen(given.only)

@@ -25,6 +25,7 @@ from llama.layout import SHARDS, describe
 from llama.lora import TARGETS
 from llama.parallel import Group, Layout, start
 from loop import files, lock
+from loop.terminal import suit_any_terminal
 from loop.together import main_says
 from seed.read import read_ift
 from seed.rows import STRING, read_rows, refuse
@@ -37,6 +38,7 @@ DPO_ALONE = ("loss", "beta", "flipped", "gamma", "nll_weight", "replay", "replay
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 2, after one line, for what the user can mend."""
+    suit_any_terminal()
     given = vars(_parser().parse_args(arguments))
     group: Group | None = None
     try:

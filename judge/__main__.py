@@ -18,12 +18,14 @@ from llama.files import require_place
 from llama.parallel import start
 from loop.files import jsonl_bytes, write
 from loop.replica import SAMPLE_TP, load_replica
+from loop.terminal import suit_any_terminal
 from sampling.complete import Completer
 from seed.rows import STRING, read_rows, refuse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 2 for a mistake of the user's, 130 for Ctrl-C."""
+    suit_any_terminal()
     given = parse(arguments)
     try:
         rubric = load_rubric(given.rubric)

@@ -18,6 +18,7 @@ from llama.split import check_team
 from llama.weights import open_tokenizer, read_checkpoint
 from loop.memory import advice, ranks_of_a_machine, table
 from loop.options import parse_arguments
+from loop.terminal import suit_any_terminal
 
 
 def convert(source: Path, target: Path, layout: str, shards: int) -> None:
@@ -60,6 +61,7 @@ def as_bytes(text: str) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 2, after one line, for what the user can mend."""
+    suit_any_terminal()
     given = _parser().parse_args(arguments)
     try:
         if given.command == "convert":

@@ -26,6 +26,7 @@ from loop.files import jsonl_bytes, write
 from loop.finished import FinishedRun
 from loop.replica import SAMPLE_TP, load_replica
 from loop.rows import Row, Rows
+from loop.terminal import suit_any_terminal
 from loop.trace import trace
 from sampling import Completer, Decoding, Request
 from sampling.complete import sample_on_ranks
@@ -33,6 +34,7 @@ from sampling.complete import sample_on_ranks
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 2 for a mistake of the user's, 130 for Ctrl-C."""
+    suit_any_terminal()
     given = parse(arguments)
     try:
         group = start()

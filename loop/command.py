@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from loop.run import Run
 from loop.settings import MAY_DIFFER, WRITERS, Settings
 from loop.status import standing
 from loop.stop import stoppable
+from loop.terminal import suit_any_terminal
 
 STOPPED = "stopped; what is finished is kept: the same command goes on"
 
@@ -45,8 +45,7 @@ def run_command(open_start: Open[G], begin: Begin[G], argv: Sequence[str] | None
     0 done · 1 another rank was lost · 2 a mistake that the user can mend, told in one line ·
     130 Ctrl-C.
     """
-    if isinstance(sys.stdout, TextIOWrapper):  # a Latin-1 terminal has no dash for our table
-        sys.stdout.reconfigure(errors="replace")
+    suit_any_terminal()
     group: Group | None = None
     try:
         command = parse_command(sys.argv[1:] if argv is None else argv)

@@ -21,6 +21,7 @@ from llama.parallel import start
 from llama.team import Team
 from loop.files import jsonl_bytes, write
 from loop.replica import SAMPLE_TP, load_replica
+from loop.terminal import suit_any_terminal
 from sampling.batch import Decoding, Sample
 from sampling.complete import sample_on_ranks
 from sampling.spread import Request
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     1 some prompts were refused · 2 a mistake of the user's · 130 Ctrl-C
     """
+    suit_any_terminal()
     given = parse(arguments)
     try:
         rows, refused = read(given.source, given.raw) if given.source else None, 0
@@ -178,7 +180,7 @@ def decode_answer(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 def chat(talk: Talk) -> None:
     """Reads a line, prints the answer as it is written, until the input ends."""
-    while True:
+    while sys.stdin is not None:  # it may be closed from the beginning
         try:
             said = input("> ").strip()
             if not said:

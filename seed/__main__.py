@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from loop.files import json_bytes, jsonl_bytes, write
+from loop.terminal import suit_any_terminal
 from seed.build import PRESETS, Sizes, split
 from seed.items import Item, without_repeats
 from seed.report import build_report, render_report
@@ -27,6 +28,7 @@ SIZES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 2, after one line, for what the user can mend."""
+    suit_any_terminal()
     given = _parser().parse_args(arguments)
     try:
         print(_make(given), end="")

@@ -1,6 +1,8 @@
 """What is impossible is told in one line, before anything is trained."""
 
 from dataclasses import replace
+from importlib import import_module
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,17 @@ def test_more_demonstrations_than_the_seed_has_are_refused(tmp_path: Path, capsy
     flags = ["--preset", "smoke", "--run", str(tmp_path / "run"), "--set", "prompts.n_seed=1000"]
     assert run_command(lambda *_: given, lambda *_: pytest.fail("it was begun"), flags) == 2
     assert "prompts.n_seed=1000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("face", ["llama", "sampling", "judge", "dpo", "seed", "loop", "controls"])
+def test_every_command_speaks_on_a_terminal_of_few_characters(
+    face: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = BytesIO()
+    monkeypatch.setattr("sys.stdout", TextIOWrapper(said, encoding="ascii", write_through=True))
+    main = import_module(f"{face}.__main__").main
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    print("–")
+    assert ended.value.code == 0
+    assert said.getvalue().startswith(b"usage: ") and said.getvalue().endswith(b"?\n")

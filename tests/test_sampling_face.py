@@ -252,6 +252,12 @@ def test_ctrl_c_stops_the_answer_without_leaving(
     assert [message["content"] for message in one.said[::2]] == ["two"]
 
 
+def test_without_an_input_the_chat_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of `<&-`: Python then has none, and `input` no word for it but RuntimeError."""
+    monkeypatch.setattr("sys.stdin", None)
+    chat(talk())
+
+
 def test_the_chat_face(checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     typed(monkeypatch, "Is it raining?")
     assert main([checkpoint, "--max-new-tokens", "5", "--temperature", "0"]) == 0
