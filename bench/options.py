@@ -18,7 +18,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """A number above 0, up to 1."""
     try:
         number = float(text)

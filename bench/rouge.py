@@ -9,7 +9,7 @@ import random
 import time
 from itertools import accumulate
 
-from bench.options import positive, share
+from bench.options import fraction, positive
 from sampling.rouge import Index, rouge_l
 
 WORDS, LEAST, MOST = 20_000, 5, 40
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Prints milliseconds a new text, for the index and for comparing pair by pair."""
     parser = argparse.ArgumentParser(prog="python -m bench.rouge", description=__doc__)
     parser.add_argument("--kept", type=positive, default=50_000, help="texts (%(default)s)")
-    parser.add_argument("--threshold", type=share, default=0.7, help="(%(default)s)")
+    parser.add_argument("--threshold", type=fraction, default=0.7, help="(%(default)s)")
     given = parser.parse_args(arguments)
     kept, new = texts(given.kept, seed=0), texts(ASKED, seed=1)
     draw = random.Random(2)

@@ -17,7 +17,7 @@ AXES = (
     ("instruction_following", "greedy_perfect", "Instruction following: all five points, greedy"),
     ("instruction_following", "truth_score", "Instruction following: points, 0 to 5"),
     ("judging", "pairwise_accuracy", "Judging: pairwise accuracy"),
-    ("judging", "five_best", "Judging: an answer given 5 is the best"),
+    ("judging", "five_best", "Judging: a full score went to the best"),
     ("judging", "exact_match", "Judging: whole order right"),
     ("judging", "spearman", "Judging: Spearman ρ"),
     ("judging", "kendall", "Judging: Kendall τ"),

@@ -132,7 +132,8 @@ def test_compiled_equals_eager(traced: Any, how: str) -> None:
 def test_a_compiled_training_is_the_eager_one(traced: Any, tmp_path: Path) -> None:
     """Pairs and rows; the reference comes from compiled blocks, so the first margin is still 0."""
     how = {"max_steps": 10, "epochs": 3, "replay_weight": 0.1}
-    two_steps = []
+    two_steps: list[list[Tensor]] = []
+    kinds: list[int] = []  # of compiled blocks by then: with gradients or not; the last its own
 
     def train(directory: Path | None, compile: bool) -> None:
         model = tiny_model()
@@ -144,13 +145,12 @@ def test_a_compiled_training_is_the_eager_one(traced: Any, tmp_path: Path) -> No
 
         dpo(model, directory, look, **how, compile=compile)
 
-    kinds: list[int] = []  # with gradients or not; and the last block has its own
     train(None, compile=False)
     train(tmp_path, compile=True)
     assert records(tmp_path)[0]["margin"] == pytest.approx(0, abs=1e-5)
     torch.testing.assert_close(*two_steps, rtol=0, atol=1e-5)
-    assert len(records(tmp_path)) == 10  # as many versions as kinds of shapes, not as steps
-    assert kinds[0] == 0 < kinds[1] <= traced.frame_count < 16
+    assert len(records(tmp_path)) == 10
+    assert kinds[0] == 0 < kinds[1] <= traced.frame_count < 16  # of shapes, not one for each step
 
 
 @pytest.mark.gpu

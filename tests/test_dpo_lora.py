@@ -87,7 +87,7 @@ def test_compiled_blocks_train_the_same_but_for_rounding(
 
     counter, usual = CompileCounterWithBackend("aot_eager"), torch.compile
     monkeypatch.setattr(torch, "compile", lambda forward: usual(forward, backend=counter))
-    one_block = replace(GROUPED, n_layers=1)  # each is traced for a minute
+    one_block = replace(GROUPED, n_layers=1)  # another would be traced for half a minute
     for compiled in (False, True):
         sft(adapted(one_block), tmp_path / str(compiled), **LORA, max_steps=2, compile=compiled)
     ours, theirs = (records(tmp_path / str(compiled)) for compiled in (True, False))
